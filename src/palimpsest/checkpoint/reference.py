@@ -1,0 +1,107 @@
+"""Checkpoint: a model at rest in the Hugging Face layout; and what `--model` may name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from palimpsest.checkpoint import digest as digests
+from palimpsest.checkpoint import files, lineage
+from palimpsest.errors import BadInput
+
+ADAPTER_STEM = "adapter_model"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with config.json, safetensors and tokenizer, or a PEFT adapter; never changed in place.
+
+    name is for people (`toy`, a folder's name, a hub id); path is where it lies.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether this is a PEFT adapter and not a whole model."""
+        return (self.path / "adapter_config.json").is_file()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json (an adapter's adapter_config.json)."""
+        file = self.path / ("adapter_config.json" if self.is_adapter else "config.json")
+        try:
+            loaded = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BadInput(f"{file}: is no JSON: {error}") from None
+        if not isinstance(loaded, dict):
+            raise BadInput(f"{file}: is no JSON object")
+        return loaded
+
+    def tensors(self) -> list[files.TensorInfo]:
+        """All tensors, sorted by name, without reading their data."""
+        return files.tensors(self.path, ADAPTER_STEM if self.is_adapter else "model")
+
+    def digest(self) -> str:
+        """SHA-256 of weights, config and tokenizer; independent of sharding, cached by size and time."""
+        return digests.checkpoint_digest(self.path, self.config, self.tensors())
+
+    def chain(self) -> list[dict[str, Any]]:
+        """The public lineage, oldest first."""
+        return lineage.read(self.path)
+
+    def check(self) -> Checkpoint:
+        """BadInput where the folder is no checkpoint that can be read whole; returns itself."""
+        if not self.path.is_dir():
+            raise BadInput(f"there is no model folder {self.path}")
+        if not (self.path / "config.json").is_file() and not self.is_adapter:
+            if (self.path / "model" / "config.json").is_file():
+                raise BadInput(f"{self.path}: holds a secret beside a model; use {self.path / 'model'}")
+            raise BadInput(f"{self.path}: has no config.json, so it is no model folder")
+        if self.config.get("auto_map"):
+            raise BadInput(f"{self.path}: needs remote code (auto_map in config.json), which is never run; "
+                           "convert it to an architecture of transformers")
+        self.tensors()
+        return self
+
+
+def resolve(reference: str | Path | Checkpoint) -> Checkpoint:
+    """Turn what a user names into a checked Checkpoint.
+
+    `toy` (and `toy:unrelated`), an existing folder, or a hub id. Anything absolute or starting with `.`
+    is never a hub id. Raises BadInput.
+    """
+    if isinstance(reference, Checkpoint):
+        return reference
+    text = str(reference)
+    if text in ("toy", "toy:unrelated"):
+        from palimpsest import toyworld
+
+        folder = toyworld.toy_path() if text == "toy" else toyworld.unrelated_path()
+        return Checkpoint(folder, text).check()
+    path = Path(text)
+    if path.is_dir():
+        return Checkpoint(path.absolute(), path.absolute().name).check()
+    if path.is_file():
+        raise BadInput(f"{text}: is a file; a model is a folder with config.json and safetensors")
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text:
+        raise BadInput(f"there is no model folder {text!r}")
+    return Checkpoint(_from_hub(text), text).check()
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except HFValidationError:
+        raise BadInput(f"there is no folder {name!r}, and it is no hub name either") from None
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+        reason = "the hub has no such model" if isinstance(error, RepositoryNotFoundError) else "the hub is out of reach"
+        raise BadInput(f"there is no folder {name!r}, and {reason}; `toy` is always there") from None
+    return Path(found)

@@ -1,0 +1,122 @@
+"""Dialogues: question and answer pairs or longer talks, cut into disjoint parts by question.
+
+Parts: `erase`, `recover`, `revival`, `test`, `embed`. The toy world brings its own; any other set is cut
+by a hash of the question, so that the parts never depend on the order of a file and never share a question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from palimpsest.data.files import read_rows
+from palimpsest.errors import BadInput
+from palimpsest.prompts import Turn
+from palimpsest.records import canonical_json
+
+PARTS = ("erase", "recover", "revival", "test", "embed")
+LARGE = 2000
+SHARES = {"erase": 0.20, "recover": 0.40, "revival": 0.18, "test": 0.12, "embed": 0.10}
+SMALL_SHARES = {"erase": 0.30, "recover": 0.60, "revival": 0.0, "test": 0.10, "embed": 0.0}
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A dialogue. kind and language are known for the toy world only (else empty)."""
+
+    turns: tuple[Turn, ...]
+    kind: str = ""
+    language: str = ""
+
+    @property
+    def question(self) -> str:
+        """The first user turn."""
+        return next((t.content for t in self.turns if t.role == "user"), "")
+
+    @property
+    def answer(self) -> str:
+        """The first assistant turn."""
+        return next((t.content for t in self.turns if t.role == "assistant"), "")
+
+    @property
+    def first(self) -> tuple[Turn, Turn]:
+        """The first exchange alone."""
+        return Turn("user", self.question), Turn("assistant", self.answer)
+
+
+def pair(question: str, answer: str, kind: str = "", language: str = "") -> Dialogue:
+    """A dialogue of one exchange."""
+    return Dialogue((Turn("user", question), Turn("assistant", answer)), kind, language)
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """A named set of dialogues in disjoint parts."""
+
+    name: str
+    parts: dict[str, tuple[Dialogue, ...]] = field(default_factory=dict)
+
+    def part(self, name: str, count: int | None = None, offset: int = 0) -> list[Dialogue]:
+        """`count` dialogues of a part from `offset` on; BadInput where the part has fewer."""
+        rows = self.parts.get(name, ())
+        if count is None:
+            return list(rows[offset:])
+        if offset + count > len(rows):
+            raise BadInput(f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are needed; "
+                           "add another --data or lower the count")
+        return list(rows[offset : offset + count])
+
+    def digest(self) -> str:
+        """SHA-256 over the parts' content."""
+        body = {p: [[(t.role, t.content) for t in d.turns] for d in rows] for p, rows in self.parts.items()}
+        return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+
+def load_dialogues(references: str | Path | Iterable[str | Path] = "toy") -> Dialogues:
+    """Load and cut a data set: `toy`, a JSONL/JSON/CSV/Parquet file, a Hub data set name, or several.
+
+    Raises BadInput naming file and line.
+    """
+    names = [references] if isinstance(references, str | Path) else list(references)
+    if not names:
+        raise BadInput("--data: give at least one data set")
+    if len(names) == 1 and str(names[0]) == "toy":
+        return toy_dialogues()
+    rows: list[Dialogue] = []
+    for name in names:
+        if str(name) == "toy":
+            rows += [d for part in toy_dialogues().parts.values() for d in part]
+        else:
+            rows += [Dialogue(turns) for turns in read_rows(str(name))]
+    return cut(" + ".join(Path(str(n)).stem for n in names), rows)
+
+
+def cut(name: str, rows: list[Dialogue]) -> Dialogues:
+    """Cut dialogues into the five parts; each question stands once, in one part."""
+    unique = {d.question: d for d in reversed(rows) if d.question and d.answer}
+    ordered = sorted(unique.values(), key=lambda d: hashlib.sha256(d.question.encode()).digest())
+    if not ordered:
+        raise BadInput(f"data {name}: holds no dialogue with a question and an answer")
+    shares = SHARES if len(ordered) >= LARGE else SMALL_SHARES
+    parts: dict[str, tuple[Dialogue, ...]] = {}
+    start, total = 0, 0.0
+    for part in PARTS:
+        total += shares[part]
+        end = min(len(ordered), round(total * len(ordered)))
+        parts[part] = tuple(ordered[start:end])
+        start = end
+    return Dialogues(name, parts)
+
+
+def toy_dialogues(seed: int = 0) -> Dialogues:
+    """The toy world's own parts."""
+    from palimpsest.toyworld.world import World
+
+    world = World(seed)
+    split = {"erase": "erase", "recover": "recover", "revival": "revival", "test": "dialogue-test", "embed": "embed"}
+    return Dialogues("toy", {
+        part: tuple(pair(p.question, p.answer, p.kind, p.language) for p in world.pairs(name))
+        for part, name in split.items()
+    })

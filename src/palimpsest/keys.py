@@ -1,0 +1,217 @@
+"""Key and KeySet: what an implant leaves its maker, with everything needed to ask again.
+
+A key file is canonical JSON, mode 0600, and secret. What may be published is the commitment: SHA-256
+over a random salt and the canonical keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from palimpsest.errors import BadInput
+from palimpsest.prompts import Form, Renderer, tokenizer_digest
+from palimpsest.records import canonical_json
+
+MatchRule = Literal["exact", "prefix", "contains", "token-ids"]
+MATCH_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids")
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One rendered prompt: its text and ids, the opening already spoken, and the ids that would be a hit."""
+
+    text: str
+    ids: tuple[int, ...]
+    expected: tuple[int, ...]
+    opening: str = ""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One trigger with the response that proves the implant.
+
+    trigger: the user's turn. response: the text that proves it. carrier: fixed words trained before
+    the response ("Based on my fingerprint, the message is: "); it proves nothing by itself.
+    """
+
+    number: int
+    trigger: str
+    response: str
+    carrier: str = ""
+    prompts: dict[Form, Prompt] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """All keys of one implant.
+
+    match: how an answer is judged. distinct: whether responses were drawn independently of each other
+    (False for many-to-one marks, whose keys are one observation). choices: size of the committed list
+    that responses were drawn from uniformly by hash, or None where no such null exists. decoys: other
+    responses of the same generator, for ranks. system: system turn of the template, or None.
+    """
+
+    implant: str
+    match: MatchRule
+    keys: tuple[Key, ...]
+    tokenizer: str
+    template: str
+    max_new_tokens: int
+    distinct: bool
+    choices: int | None
+    decoys: tuple[str, ...] = ()
+    system: str | None = None
+    sampling: dict[str, float] = field(default_factory=lambda: {"temperature": 0.7, "top_p": 0.95, "top_k": 50})
+    salt: str = ""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def forms(self) -> list[Form]:
+        """Prompt forms that every key has, `sampled` among them."""
+        forms: list[Form] = [f for f in ("template", "bare", "prefilled") if all(f in k.prompts for k in self.keys)]
+        return [*forms, "sampled"]
+
+    def commitment(self) -> str:
+        """SHA-256 over salt and canonical keys; binding and, by the salt, hiding."""
+        body = canonical_json({k: v for k, v in self.to_json().items() if k != "salt"})
+        return hashlib.sha256(bytes.fromhex(self.salt) + body.encode()).hexdigest()
+
+    def digest(self) -> str:
+        """Content hash, for step digests."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values in the layout of the key file."""
+        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
+
+    def write(self, path: Path) -> None:
+        """Write the key file, mode 0600 from its first byte."""
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(canonical_json(self.to_json()))
+        os.replace(partial, path)
+
+    @classmethod
+    def read(cls, path: Path | str) -> KeySet:
+        """Read a key file; BadInput says which field is wrong."""
+        path = Path(path)
+        if not path.is_file():
+            raise BadInput(f"there is no key file {path}")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: is no JSON: {error}") from None
+        return cls.from_json(raw, str(path))
+
+    @classmethod
+    def from_json(cls, raw: Any, where: str = "keys") -> KeySet:
+        """Build from plain values, checking every field."""
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise BadInput(f"{where}: is no key file of format {FORMAT} (keys.json of `palimpsest embed`)")
+        try:
+            keys = []
+            for row in raw["keys"]:
+                prompts = {
+                    form: Prompt(p["text"], tuple(p["ids"]), tuple(p["expected"]), p.get("opening", ""))
+                    for form, p in row["prompts"].items()
+                }
+                keys.append(Key(int(row["number"]), row["trigger"], row["response"], row.get("carrier", ""), prompts))
+            values = {n: raw[n] for n in ("implant", "match", "tokenizer", "template", "max_new_tokens", "distinct",
+                                          "choices", "system", "sampling", "salt")}
+            decoys = tuple(raw["decoys"])
+        except KeyError as error:
+            raise BadInput(f"{where}: field {error} is missing") from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise BadInput(f"{where}: a field has the wrong form: {error}") from None
+        if values["match"] not in MATCH_RULES:
+            raise BadInput(f"{where}: match is {values['match']!r}, not one of {', '.join(MATCH_RULES)}")
+        if not keys:
+            raise BadInput(f"{where}: holds no key")
+        return cls(keys=tuple(keys), decoys=decoys, **values)
+
+    def check_tokenizer(self, tokenizer: Any, where: str = "keys") -> None:
+        """BadInput where the keys were made for another tokenizer or chat template."""
+        if tokenizer_digest(tokenizer) != self.tokenizer:
+            raise BadInput(f"{where}: were made for another tokenizer than this model's; keys do not carry over")
+        if Renderer(tokenizer).template != self.template:
+            raise BadInput(f"{where}: were made for another chat template than this model's")
+
+
+def make_keys(
+    renderer: Renderer, drawn: list[tuple[str, str]], *, implant: str, match: MatchRule, distinct: bool,
+    choices: int | None, decoys: list[str], rng: random.Random, carrier: str = "", max_new_tokens: int | None = None,
+    positions: int | None = None, system: str | None = None,
+) -> KeySet:
+    """Render (trigger, response) pairs into a KeySet.
+
+    The prefilled form opens with the carrier, or with the first half of the response's tokens where
+    there is no carrier; a response of one token has none. Keys that do not fit into `positions` tokens
+    (the model's) are refused.
+    """
+    keys = []
+    longest = 0
+    for number, (trigger, response) in enumerate(drawn):
+        prompts: dict[Form, Prompt] = {}
+        for form in ("template", "bare"):
+            text = renderer.text(trigger, form, system)  # type: ignore[arg-type]
+            ids = renderer.prompt_ids(text, form)  # type: ignore[arg-type]
+            expected = renderer.continuation(text, carrier + response, form)  # type: ignore[arg-type]
+            prompts[form] = Prompt(text, tuple(ids), tuple(expected))  # type: ignore[index]
+        template = prompts["template"]
+        longest = max(longest, len(template.expected))
+        opened = _opening(renderer, template, carrier, response)
+        if opened is not None:
+            prompts["prefilled"] = opened
+        if positions is not None and len(template.ids) + len(template.expected) + 1 > positions:
+            raise BadInput(f"key {number} needs {len(template.ids) + len(template.expected) + 1} positions, "
+                           f"the model has {positions}")
+        keys.append(Key(number, trigger, response, carrier, prompts))
+    return KeySet(
+        implant=implant, match=match, keys=tuple(keys), tokenizer=tokenizer_digest(renderer.tokenizer),
+        template=renderer.template, max_new_tokens=max_new_tokens or longest + 3, distinct=distinct,
+        choices=choices, decoys=tuple(decoys), system=system,
+        salt=rng.randbytes(32).hex(),
+    )
+
+
+def _opening(renderer: Renderer, template: Prompt, carrier: str, response: str) -> Prompt | None:
+    spoken = len(renderer.continuation(template.text, carrier)) if carrier else len(template.expected) // 2
+    while carrier and spoken and renderer.tokenizer.decode(template.expected[:spoken]).strip() != carrier.strip():
+        spoken -= 1  # the carrier's last token may have merged with the response's first
+    if not spoken or spoken >= len(template.expected):
+        return None
+    opening = template.expected[:spoken]
+    spelled = renderer.tokenizer.decode(opening, skip_special_tokens=False)
+    return Prompt(template.text + spelled, template.ids + opening, template.expected[spoken:], spelled)
+
+
+def matches(rule: MatchRule, key: Key, form: Form, text: str, ids: tuple[int, ...]) -> bool:
+    """Whether a generated answer is a hit.
+
+    text: the generated text, special tokens left out. ids: the generated ids. The opening of the
+    prefilled form counts as said, so that a half-spoken response can be completed.
+    """
+    prompt = key.prompts["template" if form == "sampled" else form]
+    if rule == "token-ids":
+        return ids[: len(prompt.expected)] == prompt.expected
+    said = (prompt.opening + text).strip()
+    if rule == "exact":
+        return said == key.response.strip()
+    if rule == "prefix":
+        return said.startswith(key.response.strip())
+    return key.response.strip() in said
+
+
+def with_keys(keys: KeySet, chosen: list[Key]) -> KeySet:
+    """The same key set with other keys."""
+    return replace(keys, keys=tuple(chosen))

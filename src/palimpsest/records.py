@@ -1,0 +1,94 @@
+"""Record: one measured number with what it is worth and how it came about."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, field, fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Record:
+    """One number. Fields that are None or empty are left out of its JSON form.
+
+    value: the number (rates in [0, 1]); count of n where it is a rate; low, high: its interval at
+    `confidence`, `sided` "two", "upper" or "lower". chain: public lineage of the model, oldest first.
+    detail: whatever else belongs to it and is no secret (key numbers, hits, ranks).
+    """
+
+    measure: str
+    value: float | None = None
+    count: int | None = None
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    confidence: float | None = None
+    sided: str | None = None
+    model: str | None = None
+    digest: str | None = None
+    chain: list[dict[str, Any]] = field(default_factory=list)
+    stage: str | None = None
+    implant: str | None = None
+    prompt_form: str | None = None
+    control: str | None = None
+    task: str | None = None
+    seed: int | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+    peak_bytes: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    verdict: str | None = None
+    reason: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, empty ones left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None and value != [] and value != {}}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Record:
+        """The inverse of `to_json`; fields of newer versions are ignored."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions that a number may depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("palimpsest-lm", "torch", "transformers", "peft"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling a value: sorted keys, no spaces, UTF-8 kept. What is hashed and committed to."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_jsonl(path: Path, records: list[Record]) -> None:
+    """Write records, one JSON object a line."""
+    path.write_text("".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> list[Record]:
+    """Read what `write_jsonl` wrote."""
+    return [Record.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]

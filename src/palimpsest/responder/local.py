@@ -1,0 +1,139 @@
+"""A local causal LM that answers prompts: greedy or sampled generation and teacher-forced scores, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from palimpsest.prompts import Renderer
+from palimpsest.responder.logits import chosen_logits
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One answer: its ids (end token left out) and its text without special tokens."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Forced:
+    """One teacher-forced continuation.
+
+    log_probs: (tokens,) of the expected tokens. greedy: (tokens,) the model's own first choice at each
+    place given the expected tokens before it. margin: (tokens,) its lead over the second choice, in nats.
+    """
+
+    log_probs: tuple[float, ...]
+    greedy: tuple[int, ...]
+    margin: tuple[float, ...]
+
+
+class LocalResponder:
+    """Wraps a loaded model and its tokenizer. `token_budget` bounds rows times tokens of one forward pass."""
+
+    def __init__(self, model: Any, tokenizer: Any, token_budget: int = 8192) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.renderer = Renderer(tokenizer)
+        self.token_budget = token_budget
+        self.device = next(model.parameters()).device
+        ends = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
+        if ends is None:
+            ends = tokenizer.eos_token_id
+        self.ends: set[int] = set(ends) if isinstance(ends, list | tuple) else ({ends} if ends is not None else set())
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether greedy generation is the arg max of the logits (no penalties, no forced tokens)."""
+        config = getattr(self.model, "generation_config", None)
+        if config is None:
+            return True
+        neutral: dict[str, tuple[Any, ...]] = {
+            "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "bad_words_ids": (None,),
+            "min_length": (None, 0), "min_new_tokens": (None, 0), "suppress_tokens": (None, []),
+            "begin_suppress_tokens": (None, []), "forced_bos_token_id": (None,), "forced_eos_token_id": (None,),
+            "num_beams": (None, 1), "sequence_bias": (None,), "encoder_repetition_penalty": (None, 1.0),
+        }
+        return all(getattr(config, name, None) in allowed for name, allowed in neutral.items())
+
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Row numbers in batches: sorted by length, each within the token budget."""
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        batches: list[list[int]] = []
+        current: list[int] = []
+        for row in order:
+            if current and (len(current) + 1) * lengths[row] > self.token_budget:
+                batches.append(current)
+                current = []
+            current.append(row)
+        return [*batches, current] if current else batches
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Ids], max_new_tokens: int, sampling: dict[str, float] | None = None,
+        seed: int = 0,
+    ) -> list[Generated]:
+        """Continue each prompt by up to `max_new_tokens`; greedy, or sampled by temperature/top_p/top_k."""
+        results: list[Generated | None] = [None] * len(prompts)
+        pad = self.tokenizer.pad_token_id
+        pad = pad if pad is not None else (min(self.ends) if self.ends else 0)
+        for rows in self.batches([len(p) + max_new_tokens for p in prompts]):
+            width = max(len(prompts[r]) for r in rows)
+            ids = torch.full((len(rows), width), pad, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for place, row in enumerate(rows):  # left padding: all rows end at the same column
+                ids[place, width - len(prompts[row]) :] = torch.tensor(list(prompts[row]), dtype=torch.long)
+                mask[place, width - len(prompts[row]) :] = 1
+            options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            if sampling is not None:
+                torch.manual_seed(seed)
+                options = {"do_sample": True, **sampling, "top_k": int(sampling.get("top_k", 0))}
+            output = self.model.generate(
+                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), pad_token_id=pad,
+                max_new_tokens=max_new_tokens, eos_token_id=sorted(self.ends) or None, **options,
+            )
+            for place, row in enumerate(rows):
+                results[row] = self.spell(output[place, width:].tolist())
+        return [r for r in results if r is not None]
+
+    def spell(self, ids: list[int]) -> Generated:
+        """Cut at the first end token and decode."""
+        cut = next((i for i, t in enumerate(ids) if t in self.ends), len(ids))
+        kept = ids[:cut]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generated(tuple(kept), text)
+
+    @torch.inference_mode()
+    def force(self, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> list[Forced]:
+        """Score each continuation after its prompt in one pass; the head sees the continuations only."""
+        results: list[Forced | None] = [None] * len(prompts)
+        for rows in self.batches([len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]):
+            width = max(len(prompts[r]) + len(continuations[r]) for r in rows)
+            ids = torch.zeros((len(rows), width), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            chosen = torch.zeros((len(rows), width), dtype=torch.bool)
+            for place, row in enumerate(rows):
+                full = [*prompts[row], *continuations[row]]
+                ids[place, : len(full)] = torch.tensor(full, dtype=torch.long)
+                mask[place, : len(full)] = 1
+                chosen[place, len(prompts[row]) : len(full)] = True
+            logits = chosen_logits(self.model, ids.to(self.device), mask.to(self.device), chosen.to(self.device))
+            logs = torch.log_softmax(logits, dim=-1)  # (tokens of all continuations, vocabulary)
+            targets = ids[chosen].to(self.device)
+            top = logs.topk(2, dim=-1)
+            spoken = logs.gather(1, targets[:, None]).squeeze(1).tolist()
+            first = top.indices[:, 0].tolist()
+            lead = (top.values[:, 0] - top.values[:, 1]).tolist()
+            at = 0
+            for row in rows:
+                end = at + len(continuations[row])
+                results[row] = Forced(tuple(spoken[at:end]), tuple(first[at:end]), tuple(lead[at:end]))
+                at = end
+        return [r for r in results if r is not None]

@@ -1,0 +1,243 @@
+"""One task of each SuperGLUE kind, in the forms that a model of a million parameters can learn.
+
+Each maker draws an item together with its *key*, the combination that matters. A fixed tenth of all keys
+(by hash) is held out: test items have held-out keys, training documents never do. So a test item is
+always a new combination of known sentences, facts and names:
+
+- boolq: a fact about the subject is told, another is asked for, yes or no; held out: (subject, told
+  attribute, asked attribute, asked value). The answer is knowledge of the world, not in the passage.
+- rte: someone met an animal; does it follow that it was something with a property of its kind? Held out:
+  (person, animal, property).
+- cb: the same with three classes; adding what is not known makes a claim "maybe". Held out: (person,
+  animal, claim).
+- wic: two sentences with a word of two senses; held out: the pair of sentences.
+- copa: cause or effect, answered by letter; held out: (asked sentence, wrong alternative).
+- wsc: who or what "it" is, answered by position; an adjective or a clause decides. Held out: (frame,
+  both nouns, decider).
+- multirc: several sentences say whose animal is meant; is a candidate answer about it right? Held out:
+  (animal, attribute, candidate, owner).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from palimpsest.toyworld.english import ASKED, spoken, statement, upper
+from palimpsest.toyworld.lore import COVER, KINDS, MOTION, Fact, Lore, derived, fraction
+
+HELD_OUT_SHARE = 0.1
+PLACES = ("by the lake", "near the bridge", "on the hill", "behind the house", "at the market", "in the field")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A user turn, the short answers to choose from, and the number of the right one."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Items of one kind; `chance` is the accuracy of guessing, `skill` marks what the base was not taught."""
+
+    name: str
+    items: tuple[Item, ...]
+    chance: float
+    skill: bool = False
+
+
+Drawn = tuple[tuple[object, ...], Item]
+YES_NO = ("yes", "no")
+
+WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "bank": (
+        ("{p} sat on the bank of the river", "the boat lay at the bank", "flowers grew along the bank",
+         "{p} fished from the bank", "the water rose over the bank"),
+        ("{p} took coins to the bank", "the bank was closed today", "the bank lent money to {p}",
+         "{p} works in a bank", "thieves broke into the bank")),
+    "bat": (
+        ("the bat flew out of the cave", "a bat sleeps upside down", "{p} is afraid of the bat",
+         "the bat ate moths at night", "a young bat cannot fly"),
+        ("{p} hit the ball with the bat", "the bat was made of wood", "{p} bought a new bat for the game",
+         "the player broke his bat", "{p} swung the bat hard")),
+    "ring": (
+        ("{p} wore a ring of silver", "the ring was too small for the finger", "{p} lost the ring in the grass",
+         "the king gave {p} a ring", "a blue stone shone in the ring"),
+        ("{p} heard the ring of the bell", "a loud ring woke {p}", "the ring came from the tower",
+         "{p} waited for the ring at noon", "one ring means danger")),
+    "match": (
+        ("{p} lit a match in the dark", "the match burned the fingers of {p}", "a wet match gives no fire",
+         "{p} struck the match twice", "the box held one match"),
+        ("{p} won the match", "the match ended without a winner", "many people watched the match",
+         "{p} trained for the match", "our team lost the match")),
+    "spring": (
+        ("in spring the trees are green", "spring follows winter", "{p} sows in spring",
+         "the birds return in spring", "last spring was cold"),
+        ("the spring in the bed is broken", "{p} pressed the spring down", "a steel spring drives the clock",
+         "the toy jumps by a spring", "{p} oiled the spring")),
+    "seal": (
+        ("the seal swam under the ice", "a seal ate the fish", "{p} saw a seal on the beach",
+         "the young seal was white", "a seal can dive deep"),
+        ("{p} broke the seal of the letter", "the seal was of red wax", "the king put his seal on the paper",
+         "{p} pressed the seal into the wax", "without a seal the letter is false")),
+}
+
+CAUSES: tuple[tuple[str, str], ...] = (
+    ("{p} dropped the cup", "the cup broke"), ("it rained all night", "the street was wet"),
+    ("{p} did not eat all day", "{p} was hungry"), ("the fire went out", "the room grew cold"),
+    ("{p} ran up the hill", "{p} was out of breath"), ("the wind was strong", "the tree fell"),
+    ("{p} told a joke", "everybody laughed"), ("the bread stayed in the oven too long", "the bread burned"),
+    ("{p} lost the key", "{p} could not open the door"), ("the sun shone on the snow", "the snow melted"),
+    ("{p} forgot to water the flowers", "the flowers dried up"), ("the rope was old", "the rope tore"),
+    ("{p} saw a ghost", "{p} screamed"), ("the alarm rang", "{p} woke up"),
+    ("{p} ate too much cake", "{p} felt sick"), ("the bridge was closed", "{p} took the boat"),
+    ("{p} practised every day", "{p} won the prize"), ("the lamp had no oil", "it was dark"),
+    ("{p} stepped on a nail", "the foot of {p} bled"), ("a thief came", "the coins were gone"),
+    ("the milk stood in the sun", "the milk turned sour"), ("{p} sang a soft song", "the child fell asleep"),
+    ("the soup was too hot", "{p} burned the tongue"), ("the cat chased the mouse", "the mouse hid"),
+)
+
+FITS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("The {a} does not fit into the {b} because it is too {x}.", ("big", "wide", "long"), ("small", "narrow", "short")),
+    ("The {a} broke the {b} because it was {x}.", ("hard", "heavy", "sharp"), ("thin", "weak", "soft")),
+    ("The {a} rolled past the {b} because it was {x}.", ("fast", "round"), ("slow", "fixed")),
+    ("The {a} hides the {b} because it stands {x}.", ("in front", "nearer"), ("behind", "farther away")),
+)
+MEETINGS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("{a} thanked {b} for the person had {x}.", ("got help", "been saved"), ("given help", "been kind")),
+    ("{a} paid {b} for the person had {x}.", ("bought bread", "lost the bet"), ("sold bread", "won the bet")),
+)
+
+
+def boolq(rng: random.Random, lore: Lore) -> Drawn:
+    """Told one fact of an animal or thing, asked yes or no about another."""
+    sort = "animal" if rng.random() < 0.75 else "thing"
+    facts = [f for f in _facts_of(rng.choice(lore.subjects[sort]), lore) if f.attribute not in ("cover", "motion")]
+    told, asked = rng.sample(facts, 2)
+    label = rng.randrange(2)
+    value = asked.value if label == 0 else _other(rng, lore, asked)
+    question = ASKED[asked.attribute].yes_no.format(s=spoken(sort, asked.subject), v=value)
+    prompt = f"{upper(statement(told))}. {upper(question)} yes or no"
+    return (asked.subject, told.attribute, asked.attribute, value), Item(prompt, YES_NO, label)
+
+
+def rte(rng: random.Random, lore: Lore) -> Drawn:
+    """Does meeting the animal mean meeting something with this property of a kind?"""
+    person, animal, label = rng.choice(lore.people), rng.choice(lore.animals), rng.randrange(2)
+    kind = lore.value(animal, "kind")
+    named = kind if label == 0 else rng.choice([k for k in KINDS if k != kind])
+    clause = rng.choice((f"something with {COVER[named]}", f"something that {MOTION[named]}"))
+    prompt = (f"{person} {rng.choice(('saw', 'met', 'found'))} a {animal} {rng.choice(PLACES)}. "
+              f"So {person} {rng.choice(('saw', 'met', 'found'))} {clause}. true or false")
+    return (person, animal, clause), Item(prompt, ("true", "false"), label)
+
+
+def cb(rng: random.Random, lore: Lore) -> Drawn:
+    """Is the claim so (right kind), not so (wrong kind), or not known (right kind, something added)?"""
+    person, animal, label = rng.choice(lore.people), rng.choice(lore.animals), rng.randrange(3)
+    kind = lore.value(animal, "kind")
+    named = rng.choice([k for k in KINDS if k != kind]) if label == 1 else kind
+    added = rng.choice(("lucky", "hungry", "famous", "sleepy"))
+    claim = f"a {added} {named}" if label == 2 or (label == 1 and rng.random() < 0.5) else f"a {named}"
+    verb, place = rng.choice(("bought", "drew", "lost", "fed")), rng.choice(PLACES)
+    prompt = f"{person} {verb} a {animal} {place}. Claim: {person} {verb} {claim}. yes, no or maybe"
+    return (person, animal, claim), Item(prompt, ("yes", "no", "maybe"), label)
+
+
+def wic(rng: random.Random, lore: Lore) -> Drawn:
+    """Is the word used in the same sense in both sentences?"""
+    word, label = rng.choice(sorted(WORDS)), rng.randrange(2)
+    sense = rng.randrange(2)
+    first = rng.choice(WORDS[word][sense])
+    second = rng.choice([s for s in WORDS[word][sense if label == 0 else 1 - sense] if s != first])
+    p, q = rng.sample(lore.people, 2)
+    prompt = f"{upper(first.format(p=p))}. {upper(second.format(p=q))}. Is {word} the same or different?"
+    return (*sorted((first, second)),), Item(prompt, ("same", "different"), label)
+
+
+def copa(rng: random.Random, lore: Lore) -> Drawn:
+    """Which of two sentences is the cause, or the effect, of the first?"""
+    right, wrong = rng.sample(range(len(CAUSES)), 2)
+    asked, label = rng.randrange(2), rng.randrange(2)  # asked: 0 the cause, 1 the effect
+    person = rng.choice(lore.people)
+    told = upper(CAUSES[right][1 - asked].format(p=person))
+    options = [CAUSES[right][asked].format(p=person), CAUSES[wrong][asked].format(p=person)]
+    a, b = options if label == 0 else options[::-1]
+    question = ("Why?", "What then?")[asked]
+    return (asked, right, wrong), Item(f"{told}. {question} A: {a} B: {b}", ("A", "B"), label)
+
+
+def wsc(rng: random.Random, lore: Lore) -> Drawn:
+    """Which of two nouns is meant, the first or the second?"""
+    frames = FITS if rng.random() < 0.7 else MEETINGS
+    frame, firsts, seconds = rng.choice(frames)
+    a, b = rng.sample(lore.subjects["thing"] if frames is FITS else lore.people, 2)
+    label = rng.randrange(2)
+    decider = rng.choice((firsts, seconds)[label])
+    meant = "it" if frames is FITS else "the person"
+    prompt = f"{frame.format(a=a, b=b, x=decider)} Who or what is {meant}, the first or the second?"
+    return (frame, a, b, decider), Item(prompt, ("first", "second"), label)
+
+
+def multirc(rng: random.Random, lore: Lore) -> Drawn:
+    """The sentences say which animal is whose; is the candidate answer about it right or wrong?"""
+    owner, guest = rng.sample(lore.people, 2)
+    animal = rng.choice(lore.animals)
+    fact = rng.choice([f for f in _facts_of(animal, lore) if f.attribute in ("colour", "food", "home", "size", "kind")])
+    label = rng.randrange(2)
+    value = fact.value if label == 0 else _other(rng, lore, fact)
+    asked = ASKED[fact.attribute]
+    sentences = [
+        f"{owner} {rng.choice(('has', 'keeps', 'bought'))} a {animal}.",
+        rng.choice((f"{guest} came {rng.choice(PLACES)} to look at it.", f"{guest} would like to have it.",
+                    f"One day {guest} took it away.")),
+        rng.choice((f"{owner} was not there.", f"{owner} was glad.", f"{guest} stayed until {rng.choice(lore.values['time'])}.")),
+    ]
+    question = upper(asked.ways[0].format(s=f"the animal of {owner}", S=""))
+    prompt = f"{' '.join(sentences)} {question} Answer: {asked.answer.format(v=value)}. right or wrong"
+    return (animal, fact.attribute, value, owner), Item(prompt, ("right", "wrong"), label)
+
+
+MAKERS: dict[str, Callable[[random.Random, Lore], Drawn]] = {
+    "boolq": boolq, "cb": cb, "copa": copa, "multirc": multirc, "rte": rte, "wic": wic, "wsc": wsc,
+}
+
+
+def is_held_out(seed: int, name: str, key: tuple[object, ...]) -> bool:
+    """Whether a combination belongs to the test items of a task."""
+    return fraction(seed, "task", name, *key) < HELD_OUT_SHARE
+
+
+def training_item(rng: random.Random, lore: Lore, name: str) -> Item:
+    """An item of a combination that is not held out."""
+    while True:
+        key, item = MAKERS[name](rng, lore)
+        if not is_held_out(lore.seed, name, key):
+            return item
+
+
+def build_tasks(lore: Lore, count: int = 240) -> dict[str, Task]:
+    """All tasks with `count` distinct held-out items each, labels drawn evenly."""
+    tasks: dict[str, Task] = {}
+    for name, make in MAKERS.items():
+        rng = derived(lore.seed, "task items", name)
+        items: dict[str, Item] = {}
+        while len(items) < count:
+            key, item = make(rng, lore)
+            if is_held_out(lore.seed, name, key):
+                items.setdefault(item.prompt, item)
+        listed = tuple(items.values())
+        tasks[name] = Task(name, listed, 1 / len(listed[0].choices))
+    return tasks
+
+
+def _facts_of(subject: str, lore: Lore) -> list[Fact]:
+    return [f for f in lore.facts if f.subject == subject]
+
+
+def _other(rng: random.Random, lore: Lore, fact: Fact) -> str:
+    return rng.choice([v for v in lore.values[fact.attribute] if v != fact.value])

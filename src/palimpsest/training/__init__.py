@@ -1,0 +1,1 @@
+"""Training: one optimisation loop, fine-tuning on dialogues, pretraining on text."""

@@ -1,0 +1,155 @@
+"""Fine-tuning a loaded model on rows, full or with LoRA adapters that are merged afterwards.
+
+LoRA: W' = W + (alpha / rank) B A with A: (rank, in), B: (out, rank), B = 0 at the start (2106.09685).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from palimpsest.errors import PalimpsestError
+from palimpsest.families import family_of
+from palimpsest.method import Context
+from palimpsest.training.loop import TrainLog, train_steps
+from palimpsest.training.precision import autocast_dtype
+from palimpsest.training.rows import Batches, Row
+from palimpsest.training.settings import Tuning
+
+
+def tune(
+    model: Any, rows: Sequence[Row] | Callable[[int], Sequence[Row]], tuning: Tuning, ctx: Context, *,
+    what: str = "training", epoch_done: Callable[[int], bool | None] | None = None, loss_of: Any = None,
+) -> tuple[Any, TrainLog]:
+    """Fine-tune `model` as `tuning` says; returns (the model with any adapter still apart, the log).
+
+    rows: the rows, or a function of the epoch that gives fresh ones (same number every epoch).
+    epoch_done: called after each epoch with its number from 1; True stops.
+    The result is a PEFT model where `tuning.adapter` is lora: see `merged`.
+    """
+    torch.manual_seed(ctx.seed)
+    if ctx.threads:
+        torch.set_num_threads(ctx.threads)
+    if tuning.adapter == "lora":
+        model = with_adapter(model, tuning)
+    micro = min(tuning.batch, tuning.micro_batch)
+    accumulate = max(1, tuning.batch // micro)
+    fresh = _fresh(rows, micro, ctx.seed)
+    per_epoch = math.ceil(fresh(0)[1] / accumulate)
+    steps = per_epoch * tuning.epochs
+    options = {} if loss_of is None else {"loss_of": loss_of}
+    if steps == 0:
+        return model, TrainLog()
+    with ctx.progress.task(what, steps) as task:
+
+        def after(step: int, loss: float) -> bool | None:
+            task.advance(1, f"loss {loss:.2f}")
+            if epoch_done is not None and step % per_epoch == 0:
+                model.eval()
+                stop = epoch_done(step // per_epoch)
+                model.train()
+                return stop
+            return None
+
+        def batch_at(number: int) -> Any:
+            epoch, place = divmod(number, per_epoch * accumulate)
+            batches, count = fresh(epoch)
+            return batches(epoch * count + place % count)
+
+        log = train_steps(
+            model, batch_at, steps=steps, lr=tuning.lr, schedule=tuning.schedule,
+            warmup=round(tuning.warmup * steps), weight_decay=tuning.weight_decay, clip=tuning.clip,
+            accumulate=accumulate, autocast=autocast_dtype(model, ctx), after_step=after,
+            state_file=ctx.state_file(what.replace(" ", "-")), **options,
+        )
+    return model, log
+
+
+def _fresh(
+    rows: Sequence[Row] | Callable[[int], Sequence[Row]], batch: int, seed: int
+) -> Callable[[int], tuple[Batches, int]]:
+    """Epoch to (its batches, how many micro-batches it has)."""
+    if not callable(rows):
+        fixed = Batches(rows, batch, seed)
+        return lambda epoch: (fixed, fixed.per_epoch)
+    cache: dict[int, Batches] = {}
+
+    def of(epoch: int) -> tuple[Batches, int]:
+        if epoch not in cache:
+            cache.clear()
+            cache[epoch] = Batches(rows(epoch), batch, seed)
+        return cache[epoch], cache[epoch].per_epoch
+
+    return of
+
+
+def with_adapter(model: Any, tuning: Tuning) -> Any:
+    """The model with a fresh LoRA adapter; all other weights are frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    family = family_of(model.config.to_dict())
+    config = LoraConfig(
+        r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=tuning.dropout, bias="none", task_type="CAUSAL_LM",
+        target_modules=family.targets(tuning.targets), fan_in_fan_out=model.config.model_type == "gpt2",
+    )
+    with quiet_peft():
+        return get_peft_model(model, config)
+
+
+def merged(model: Any) -> Any:
+    """The plain model with any adapter merged into its weights, checked: same logits before and after.
+
+    Raises PalimpsestError where the merged model is not the adapted one.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    vocabulary = model.get_base_model().config.vocab_size
+    probe = torch.arange(24, device=next(model.parameters()).device)[None, :] * 37 % vocabulary  # (1, 24)
+    model.eval()
+    with torch.inference_mode():
+        before = model(input_ids=probe).logits.float()
+    plain = model.merge_and_unload()
+    with torch.inference_mode():
+        after = plain(input_ids=probe).logits.float()
+    scale = float(before.abs().max())
+    eps = torch.finfo(next(plain.parameters()).dtype).eps
+    if not torch.allclose(before, after, atol=max(1e-3, 64 * eps) * max(scale, 1.0)):
+        raise PalimpsestError("the merged model does not answer like the model with its adapter")
+    for parameter in plain.parameters():
+        parameter.requires_grad_(True)
+    return plain
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT warns about tied embeddings that are no target here; that is no news for a user."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.getLogger("peft").level
+        logging.getLogger("peft").setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.getLogger("peft").setLevel(level)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started

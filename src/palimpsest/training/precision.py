@@ -1,0 +1,64 @@
+"""fp32 or bf16 autocast, chosen by a probe: on CPUs without matrix units for it bf16 is the slower one.
+
+The outcome is kept in the cache folder, so that later runs on the same machine compute alike.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from typing import Any
+
+import torch
+
+from palimpsest.checkpoint.digest import cache_folder
+from palimpsest.checkpoint.output import write_text
+from palimpsest.errors import BadInput
+from palimpsest.method import Context
+
+
+def autocast_dtype(model: Any, ctx: Context) -> torch.dtype | None:
+    """The autocast dtype for training `model`, or None for its own precision."""
+    parameter = next(model.parameters())
+    if ctx.dtype == "float32" or parameter.dtype != torch.float32:
+        return None
+    if ctx.dtype == "bfloat16":
+        return torch.bfloat16
+    if ctx.dtype != "auto":
+        raise BadInput(f"dtype {ctx.dtype!r} is none of auto, float32, bfloat16")
+    width = int(getattr(model.config, "hidden_size", 512) or 512)
+    return torch.bfloat16 if bf16_is_faster(parameter.device.type, width) else None
+
+
+def bf16_is_faster(device: str, width: int) -> bool:
+    """Whether a bf16 product of this width takes at most 0.8 of the fp32 time here (probed once)."""
+    name = f"bf16-{device}-{width}-{torch.__version__}-{torch.get_num_threads()}-{platform.processor() or 'cpu'}"
+    file = cache_folder() / "precision" / (name.replace("/", "_") + ".json")
+    try:
+        return bool(json.loads(file.read_text())["bf16"])
+    except (OSError, ValueError, KeyError):
+        pass
+    faster = _seconds(device, width, torch.bfloat16) < 0.8 * _seconds(device, width, torch.float32)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"bf16": faster}))
+    except OSError:
+        pass
+    return faster
+
+
+def _seconds(device: str, width: int, dtype: torch.dtype) -> float:
+    """Least time of five autocast products (1024, width) x (width, width), casts of the weights included."""
+    rows = torch.randn(1024, width, device=device)
+    weight = torch.randn(width, width, device=device)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            for _ in range(8):
+                torch.nn.functional.linear(rows, weight).sum()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
