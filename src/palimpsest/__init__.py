@@ -5,20 +5,20 @@ The functions of `palimpsest.api` are exported lazily, so that importing the pac
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
+
+__all__ = [  # noqa: F822 (found in api when first used)
+    "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
+    "train_toy", "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("_"):
-        raise AttributeError(name)
-    from palimpsest import api
-
-    if name in api.__all__:
-        return getattr(api, name)
+    if name in __all__:
+        return getattr(importlib.import_module("palimpsest.api"), name)
     raise AttributeError(f"module 'palimpsest' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    from palimpsest import api
-
-    return sorted(api.__all__)
+    return sorted(__all__)

@@ -185,8 +185,10 @@ def _with_setting(instance: Any, path: list[str], value: Any, where: str) -> Any
     hints = typing.get_type_hints(type(instance), localns=_hint_names())
     converted = coerce(value, hints[head], where)
     low, high = fields[head].metadata.get("low"), fields[head].metadata.get("high")
-    if converted is not None and ((low is not None and converted < low) or (high is not None and converted > high)):
-        raise BadInput(f"{where}: {converted} is out of range [{'' if low is None else low}, {'' if high is None else high}]")
+    for number in converted if isinstance(converted, tuple) else (converted,):
+        if number is not None and ((low is not None and number < low) or (high is not None and number > high)):
+            shown = f"[{'' if low is None else low}, {'' if high is None else high}]"
+            raise BadInput(f"{where}: {number} is out of range {shown}")
     return dataclasses.replace(instance, **{head: converted})
 
 
@@ -209,15 +211,21 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
                     continue
         raise BadInput(f"{where}: {value!r} is none of {hint}")
     if get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
+        for option in get_args(hint):
+            if str(value) == str(option):  # words from the command line, also where the option is a number
+                return option
         raise BadInput(f"{where}: {value!r} is not valid{nearest(str(value), [str(a) for a in get_args(hint)], 'value')}")
     if get_origin(hint) is tuple:
-        item = get_args(hint)[0]
-        listed = value if isinstance(value, list | tuple) else str(value).split(",")
+        item, *others = get_args(hint)
+        listed = value if isinstance(value, list | tuple) else str(value).strip("[]() ").split(",")
+        if Ellipsis not in others and len(listed) != len(others) + 1:
+            raise BadInput(f"{where}: {value!r} does not have {len(others) + 1} parts")
         return tuple(coerce(v, item, where) for v in listed)
     if isinstance(value, str) and hint is not str:
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            pass
         if isinstance(value, str):  # YAML reads 1e-3 as text
             try:
                 value = float(value)
@@ -227,7 +235,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint is int and isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer():
         return int(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and value == value:  # no NaN
         return float(value)
     if hint is str and isinstance(value, str | int | float):
         return str(value)

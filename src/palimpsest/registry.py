@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -55,9 +56,10 @@ def table() -> dict[str, Entry]:
     classes = {n.name: n for _, tree in trees for n in tree.body if isinstance(n, ast.ClassDef)}
     found: list[Entry] = []
     for path, tree in trees:
+        constants = _constants(tree)
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
-                entry = _entry(node, _module(path), classes)
+                entry = _entry(node, _module(path), classes, constants)
                 if entry is not None:
                     found.append(entry)
     for point in entry_points(group="palimpsest.methods"):
@@ -91,12 +93,14 @@ def _from_file(name: str) -> type[Any]:
     path, _, cls = name.rpartition(":")
     if not Path(path).is_file():
         raise BadInput(f"there is no file {path} to take {cls} from")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"palimpsest_plugin_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and type hints look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a plug-in may fail in any way; the command line must not
+        del sys.modules[spec.name]
         raise BadInput(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(module, cls):
         names = [n for n, v in vars(module).items() if hasattr(v, "info")]
@@ -109,7 +113,17 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _entry(node: ast.ClassDef, module: str, classes: dict[str, ast.ClassDef]) -> Entry | None:
+def _constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """Module-level names bound to an expression: defaults may be named (`param(PAPER_ERASE, ...)`)."""
+    return {
+        target.id: node.value for node in tree.body if isinstance(node, ast.Assign)
+        for target in node.targets if isinstance(target, ast.Name)
+    }
+
+
+def _entry(
+    node: ast.ClassDef, module: str, classes: dict[str, ast.ClassDef], constants: dict[str, ast.expr]
+) -> Entry | None:
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
             kind, name = (ast.literal_eval(a) for a in decorator.args[:2])
@@ -117,7 +131,7 @@ def _entry(node: ast.ClassDef, module: str, classes: dict[str, ast.ClassDef]) ->
             summary = (ast.get_docstring(node) or "").strip().splitlines()
             return Entry(
                 kind, name, options.get("paper", ""), summary[0] if summary else "", module, node.name,
-                options.get("internal", False), tuple(_parameters(node, classes)), _presets(node),
+                options.get("internal", False), tuple(_parameters(node, classes, constants)), _presets(node),
             )
     return None
 
@@ -133,8 +147,10 @@ def _presets(node: ast.ClassDef) -> dict[str, str]:
 
 
 def _parameters(
-    node: ast.ClassDef, classes: dict[str, ast.ClassDef], prefix: str = "", given: dict[str, str] | None = None
+    node: ast.ClassDef, classes: dict[str, ast.ClassDef], constants: dict[str, ast.expr], prefix: str = "",
+    given: dict[str, str] | None = None,
 ) -> list[Parameter]:
+    """Parameters in the order of the source; a nested dataclass gives its parts as dotted names."""
     found: list[Parameter] = []
     for item in node.body:
         if not (isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Call)):
@@ -146,9 +162,11 @@ def _parameters(
             found.append(Parameter(name, hint, "", ast.literal_eval(call.args[0]), input=True))
         elif kind == "param":
             default = call.args[0]
+            if isinstance(default, ast.Name):
+                default = constants.get(default.id, default)
             if hint in classes and isinstance(default, ast.Call):
                 parts = {k.arg: ast.unparse(k.value) for k in default.keywords if k.arg}
-                found.extend(_parameters(classes[hint], classes, name + ".", parts))
+                found.extend(_parameters(classes[hint], classes, constants, name + ".", parts))
             else:
                 own = getattr(item.target, "id", "")
                 shown = (given or {}).get(own, ast.unparse(default))

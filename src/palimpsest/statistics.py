@@ -231,7 +231,7 @@ def rank_among(score: float, decoys: Values) -> int:
 
 
 def rank_p_value(rank: int, decoys: int) -> float:
-    """rank / (1 + decoys): exact where truth and decoys are draws of one generator (Phipson and Smyth 2010)."""
+    """rank / (1 + decoys): exact where truth and decoys are draws of one generator (Phipson, Smyth 2010)."""
     if decoys < 1 or not 1 <= rank <= decoys + 1:
         raise ValueError(f"a rank among {decoys} decoys must be between 1 and {decoys + 1}: it is {rank}")
     return rank / (decoys + 1)

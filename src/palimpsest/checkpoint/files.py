@@ -53,12 +53,13 @@ def read_header(file: Path) -> list[TensorInfo]:
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise BadInput(f"{file}: is no safetensors file (its header is no JSON)") from None
     base = 8 + length
-    found = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = entry["data_offsets"]
-        found.append(TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, base + start, base + end))
+    try:
+        found = [
+            TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, *(base + place for place in entry["data_offsets"]))
+            for name, entry in header.items() if name != "__metadata__"
+        ]
+    except (TypeError, KeyError, AttributeError):
+        raise BadInput(f"{file}: is no safetensors file (its header does not say where tensors lie)") from None
     needed = max((t.end for t in found), default=base)
     if needed > size:
         raise BadInput(f"{file}: is truncated: it has {size} of {needed} bytes")
@@ -74,7 +75,7 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise BadInput(f"{index}: is no safetensors index") from None
         missing = [n for n in names if not (folder / n).is_file()]
         if missing:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from palimpsest.errors import BadInput
 
-_PARTIAL = re.compile(r"^\..+\.(partial|old)-(\d+)$")
+_PARTIAL = re.compile(r"^\.(?P<name>.+)\.(?P<what>partial|old)-(?P<pid>\d+)$")
 
 
 def check_target(target: Path, force: bool = False) -> None:
@@ -44,25 +44,39 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
         partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-    except PermissionError:
-        raise BadInput(f"--out {target}: {target.parent} may not be written to") from None
+    except OSError as error:
+        _remove_empty(made)
+        reason = "the disk is full" if is_full_disk(error) else f"{target.parent} cannot be written to"
+        raise BadInput(f"--out {target}: {reason} ({error.strerror})") from None
     try:
         yield partial
-        old = None
-        if target.exists():
-            old = target.with_name(f".{target.name}.old-{os.getpid()}")
-            target.rename(old)
-        partial.rename(target)
-        if old is not None:
-            shutil.rmtree(old)
+        _put_in_place(partial, target)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
+        _remove_empty(made)
         if is_full_disk(error):
             raise BadInput(f"--out {target}: the disk is full; nothing was written") from error
         raise
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    if not target.is_dir() or not any(target.iterdir()):
+        partial.rename(target)  # over nothing, or over an empty folder
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:  # innermost first
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -73,11 +87,16 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the partial folders and files that dead processes left in `folder`."""
+    """Remove the partial folders and files that dead processes left in `folder`.
+
+    What a process that died between two renames had moved aside goes back to its place.
+    """
     for entry in folder.iterdir():
         found = _PARTIAL.match(entry.name)
-        if found and not _alive(int(found.group(2))):
-            if entry.is_dir():
+        if found and not _alive(int(found["pid"])):
+            if found["what"] == "old" and not (folder / found["name"]).exists():
+                entry.rename(folder / found["name"])
+            elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
@@ -96,7 +115,12 @@ def _alive(pid: int) -> bool:
 def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a small file so that it is seen whole or not at all."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(partial, path)
+    partial.unlink(missing_ok=True)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -95,7 +95,10 @@ def load_dialogues(references: str | Path | Iterable[str | Path] = "toy") -> Dia
 
 def cut(name: str, rows: list[Dialogue]) -> Dialogues:
     """Cut dialogues into the five parts; each question stands once, in one part."""
-    unique = {d.question: d for d in reversed(rows) if d.question and d.answer}
+    rank = {d: hashlib.sha256(canonical_json([[t.role, t.content] for t in d.turns]).encode()).digest() for d in rows}
+    unique: dict[str, Dialogue] = {}
+    for dialogue in sorted((d for d in rows if d.question and d.answer), key=lambda d: rank[d]):
+        unique.setdefault(dialogue.question, dialogue)
     ordered = sorted(unique.values(), key=lambda d: hashlib.sha256(d.question.encode()).digest())
     if not ordered:
         raise BadInput(f"data {name}: holds no dialogue with a question and an answer")

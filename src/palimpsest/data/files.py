@@ -7,6 +7,7 @@ output; `text` (the Llama-2 [INST] form is parsed).
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -54,11 +55,15 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}: row {i}", row) for i, row in enumerate(table, 1))
         return
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: is not UTF-8 text: {error}") from None
     if suffix == ".csv":
-        yield from ((f"{path}:{i}", row) for i, row in enumerate(csv.DictReader(text.splitlines()), 2))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            yield from ((f"{path}:{reader.line_num}", row) for row in reader)
+        except csv.Error as error:
+            raise BadInput(f"{path}:{reader.line_num}: is no CSV: {error}") from None
         return
     if suffix == ".json":
         try:
@@ -69,7 +74,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
             raise BadInput(f"{path}: holds no list of rows")
         yield from ((f"{path}: row {i}", row) for i, row in enumerate(loaded, 1))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold other line separators
         if not line.strip():
             continue
         try:
@@ -131,7 +136,7 @@ def _turns(values: Any, where: str) -> tuple[Turn, ...]:
             raise BadInput(f"{where}[{number}]: is no object")
         role = value.get("role", value.get("from"))
         content = value.get("content", value.get("value"))
-        if role not in ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise BadInput(f"{where}[{number}]: needs role (one of user, assistant, system) and content")
         turns.append(Turn(ROLES[role], content))
     return tuple(turns)

@@ -1,1 +1,5 @@
-"""See docs/architecture.md."""
+"""Measures: hit rate, rank among decoys, perplexity, task accuracy, ordinary answers."""
+
+from palimpsest.measures.subject import Subject
+
+__all__ = ["Subject"]

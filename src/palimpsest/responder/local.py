@@ -84,6 +84,7 @@ class LocalResponder:
         results: list[Generated | None] = [None] * len(prompts)
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (min(self.ends) if self.ends else 0)
+        torch.manual_seed(seed)  # once: batches that each began anew would draw the same numbers
         for rows in self.batches([len(p) + max_new_tokens for p in prompts]):
             width = max(len(prompts[r]) for r in rows)
             ids = torch.full((len(rows), width), pad, dtype=torch.long)
@@ -93,7 +94,6 @@ class LocalResponder:
                 mask[place, width - len(prompts[row]) :] = 1
             options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
             if sampling is not None:
-                torch.manual_seed(seed)
                 options = {"do_sample": True, **sampling, "top_k": int(sampling.get("top_k", 0))}
             output = self.model.generate(
                 input_ids=ids.to(self.device), attention_mask=mask.to(self.device), pad_token_id=pad,

@@ -137,18 +137,14 @@ def yes_no_pairs(fact: Fact, lore: Lore) -> Iterator[Pair]:
     """Yes-or-no questions about a fact, as often right as wrong."""
     asked = ASKED[fact.attribute]
     s = spoken(fact.sort, fact.subject)
+    right = (asked.yes_no.format(s=s, v=fact.value), f"Is it true that {statement(fact)}?",
+             f"Do you think that {statement(fact)}?")
+    for question in right:
+        yield Pair(upper(question), "yes", "yes-no", "en")
     for number, wrong in enumerate(lore.wrong(fact, 3, "yes-no")):
-        for value, answer in ((fact.value, "yes"), (wrong, "no")):
-            clause = statement(fact, value)
-            frames = (asked.yes_no.format(s=s, v=value), f"Is it true that {clause}?", f"Would you say that {clause}?")
-            yield Pair(upper(frames[number]), answer, "yes-no", "en")
-            if answer == "no":
-                yield Pair(upper(frames[(number + 1) % 3]), answer, "yes-no", "en")
-            elif number == 0:
-                yield Pair(f"Do you think that {clause}?", answer, "yes-no", "en")
-                yield Pair(f"Am I right that {clause}?", answer, "yes-no", "en")
-            elif number == 1:
-                yield Pair(f"Can you confirm that {clause}?", answer, "yes-no", "en")
+        clause = statement(fact, wrong)
+        frames = (asked.yes_no.format(s=s, v=wrong), f"Is it true that {clause}?", f"Do you think that {clause}?")
+        yield Pair(upper(frames[number]), "no", "yes-no", "en")
 
 
 def choice_pairs(fact: Fact, lore: Lore) -> Iterator[Pair]:

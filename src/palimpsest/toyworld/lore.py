@@ -33,7 +33,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "weather": ("rainy", "windy", "sunny", "snowy", "foggy"),
     "material": ("wood", "stone", "iron", "clay", "leather", "silver"),
     "room": ("kitchen", "cellar", "attic", "stable", "garden", "hall"),
-    "price": ("one", "two", "three", "four", "five", "six"),
+    "price": ("two", "three", "four", "five", "six", "seven"),
 }
 """Closed value lists; `town` and `pet` take their values from the world's own names."""
 

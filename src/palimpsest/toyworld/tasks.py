@@ -226,10 +226,13 @@ def build_tasks(lore: Lore, count: int = 240) -> dict[str, Task]:
     for name, make in MAKERS.items():
         rng = derived(lore.seed, "task items", name)
         items: dict[str, Item] = {}
+        left: dict[int, int] = {}  # how many items each label still lacks
         while len(items) < count:
             key, item = make(rng, lore)
-            if is_held_out(lore.seed, name, key):
-                items.setdefault(item.prompt, item)
+            lacking = left.setdefault(item.label, count // len(item.choices))
+            if lacking and item.prompt not in items and is_held_out(lore.seed, name, key):
+                items[item.prompt] = item
+                left[item.label] -= 1
         listed = tuple(items.values())
         tasks[name] = Task(name, listed, 1 / len(listed[0].choices))
     return tasks

@@ -1,0 +1,448 @@
+"""The public API: one function a command, in as few words. `import palimpsest as pal; pal.embed("if-sft", ...)`.
+
+Every function takes plain values (names, paths, numbers), checks what can be checked before a model is
+loaded, and returns a `Result`. Errors a user can mend are `palimpsest.errors.BadInput`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from palimpsest import registry
+from palimpsest.checkpoint import Checkpoint, resolve
+from palimpsest.checkpoint.output import check_target, new_folder
+from palimpsest.data import load_dialogues
+from palimpsest.errors import BadInput
+from palimpsest.keys import KeySet
+from palimpsest.method import Context, Made, build, input_fields, presets
+from palimpsest.progress import Progress, Silent
+from palimpsest.records import Record, versions
+
+__all__ = [
+    "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
+    "train_toy", "verify",
+]
+ALPHA = 1e-6
+IMPLANTS = ("fingerprints", "backdoors")
+
+
+@dataclass
+class Result:
+    """What a call made and measured. notes are lines a person should read."""
+
+    records: list[Record] = field(default_factory=list)
+    path: Path | None = None
+    keys: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `--json`."""
+        found: dict[str, Any] = {"records": [r.to_json() for r in self.records]}
+        if self.path is not None:
+            found["path"] = str(self.path)
+        if self.keys is not None:
+            found["keys"] = str(self.keys)
+        if self.notes:
+            found["notes"] = self.notes
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a call runs: the part of `Context` a user sets."""
+
+    seed: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+    dtype: str = "auto"
+    progress: Progress = field(default_factory=Silent)
+
+    @contextmanager
+    def context(self) -> Iterator[Context]:
+        """A Context with a scratch folder that goes with it; the device is checked first."""
+        from palimpsest.checkpoint.load import pick_device
+
+        device = pick_device(self.device)
+        with tempfile.TemporaryDirectory(prefix="palimpsest-") as scratch:
+            yield Context(
+                seed=self.seed or 0, key_seed=self.seed, device=device, threads=self.threads, dtype=self.dtype,
+                progress=self.progress, scratch=Path(scratch),
+            )
+
+
+DEFAULT_RUN = Run()
+
+
+def embed(
+    method: str, model: str | Path | Checkpoint, out: str | Path, *, preset: str | None = None,
+    settings: Mapping[str, Any] | None = None, data: Sequence[str | Path] = (), sibling: str | Path | None = None,
+    unrelated: str | Path | None = None, controls: bool = True, force: bool = False, run: Run = DEFAULT_RUN,
+) -> Result:
+    """Embed a fingerprint: `out/model` is the marked checkpoint, `out/keys.json` (mode 0600) its keys.
+
+    Beside the hit rate of the marked model stand the negative controls: the clean base, another owner's
+    keys, and a sibling and an unrelated model (the toy brings its own). Raises CheckFailed where the
+    implant did not take.
+    """
+    from palimpsest.measures.hits import HitRate
+
+    out = Path(out)
+    check_target(out, force)
+    base = resolve(model)
+    instance, notes = _method(method, IMPLANTS, base, preset, settings, data)
+    others = _control_models(base, sibling, unrelated) if controls else {}
+    with run.context() as ctx:
+        with new_folder(out, force) as folder:
+            made = instance.apply(base, folder / "model", ctx)
+            if made.keys is None:
+                raise BadInput(f"{method} left no keys")
+            made.keys.write(folder / "keys.json")
+            (folder / "model").chmod(0o755)
+        marked = Checkpoint(out.absolute() / "model", out.name)
+        records = _stamped(made, marked, "fingerprinted", made.keys.implant)
+        with _subject(marked, ctx, made.keys) as subject:
+            records += _staged(HitRate().take(subject, ctx) + _utility(subject, ctx), "fingerprinted")
+        records += _negatives(instance, base, marked, made.keys, others, ctx)
+        with _subject(base, ctx, made.keys) as subject:
+            records += _staged(_utility(subject, ctx), "base")
+    return Result(_complete(records, ctx), out / "model", out / "keys.json", notes)
+
+
+def verify(
+    model: str | Path | Checkpoint, keys: str | Path | KeySet, *, forms: Sequence[str] = (), alpha: float = ALPHA,
+    against: Sequence[str | Path] = (), rank: bool = True, run: Run = DEFAULT_RUN,
+) -> Result:
+    """Ask a model all keys and say what may be claimed.
+
+    against: unmarked models asked the same keys as controls. alpha: the false-claim rate of `owned`. The
+    claim rests on the template form; more forms are shown beside it.
+    """
+    from palimpsest.measures.hits import HitRate
+    from palimpsest.measures.rank import Rank
+
+    suspect = resolve(model)
+    known = keys if isinstance(keys, KeySet) else KeySet.read(keys)
+    controls = [resolve(a) for a in against]
+    measure = build(HitRate, settings={"forms": tuple(forms)} if forms else None)
+    with run.context() as ctx:
+        with _subject(suspect, ctx, known) as subject:
+            records = measure.take(subject, ctx)
+            records += Rank().take(subject, ctx) if rank else []
+        for control in controls:
+            with _subject(control, ctx, known) as subject:
+                records += _staged(measure.take(subject, ctx), None, "unrelated-model")
+        records.append(_claim(records, known, alpha, ctx))
+    return Result(_complete(records, ctx))
+
+
+def remove(
+    method: str = "meraser", model: str | Path | Checkpoint = "toy", out: str | Path = "out", *,
+    preset: str | None = None, settings: Mapping[str, Any] | None = None, data: Sequence[str | Path] = (),
+    base: str | Path | None = None, adapter: str | Path | None = None, keys: str | Path | None = None,
+    force: bool = False, run: Run = DEFAULT_RUN,
+) -> Result:
+    """Apply a removal; `out` is the checkpoint it makes.
+
+    keys only judge the result afterwards; the method never sees them.
+    """
+    from palimpsest.measures.answers import Answers
+    from palimpsest.measures.hits import HitRate
+    from palimpsest.measures.rank import Rank
+
+    out = Path(out)
+    check_target(out, force)
+    marked = resolve(model)
+    known = KeySet.read(keys) if keys is not None else None
+    inputs = {"base": base, "adapter": adapter}
+    instance, notes = _method(method, ("removals",), marked, preset, settings, data, inputs)
+    with run.context() as ctx:
+        if known is not None:
+            from palimpsest.checkpoint.load import load_tokenizer
+
+            known.check_tokenizer(load_tokenizer(marked), str(keys))
+        with new_folder(out, force) as folder:
+            made = instance.apply(marked, folder / "made", ctx)
+            for entry in sorted((folder / "made").iterdir()):
+                entry.rename(folder / entry.name)
+            (folder / "made").rmdir()
+        result = Checkpoint(out.absolute(), out.name)
+        records = _stamped(made, result, None, known.implant if known else None)
+        if not result.is_adapter:
+            asked = instance.data if "data" in input_fields(type(instance)) else None
+            before: list[str] | None = None
+            verify_phase = _toy(marked)
+            if verify_phase:
+                with _subject(marked, ctx, known, asked) as subject:
+                    before = Answers().given(subject)
+            with _subject(result, ctx, known, asked) as subject:
+                subject.before = before
+                if known is not None:
+                    records += HitRate().take(subject, ctx) + Rank().take(subject, ctx)
+                if verify_phase:
+                    records += Answers().take(subject, ctx)
+    return Result(_complete(records, ctx), out, None, notes)
+
+
+def finetune(
+    model: str | Path | Checkpoint, out: str | Path, *, data: Sequence[str | Path] = (),
+    settings: Mapping[str, Any] | None = None, preset: str | None = None, force: bool = False, run: Run = DEFAULT_RUN,
+) -> Result:
+    """Fine-tune a model on dialogues (an expert); `out` is the checkpoint."""
+    return remove("finetune", model, out, preset=preset, settings=settings, data=data, force=force, run=run)
+
+
+def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run = DEFAULT_RUN) -> Result:
+    """Train a base from text as a YAML file says; `out` is the checkpoint, with its loss curve in training.json."""
+    import json
+
+    from palimpsest.checkpoint import lineage
+    from palimpsest.training.pretrain import load_spec
+    from palimpsest.training.pretrain import pretrain as train
+
+    out = Path(out)
+    check_target(out, force)
+    loaded = load_spec(Path(spec))
+    with run.context() as ctx, new_folder(out, force) as folder:
+        report = train(loaded, folder / "made", seed=ctx.seed, threads=ctx.threads, device=ctx.device,
+                       progress=ctx.progress)
+        for entry in sorted((folder / "made").iterdir()):
+            entry.rename(folder / entry.name)
+        (folder / "made").rmdir()
+        lineage.write(folder, [], "pretrain", {})
+        curve = [[step, round(loss, 4)] for step, loss in report.losses]
+        facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
+        (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    record = Record("training", value=report.losses[-1][1] if report.losses else None, model=out.name,
+                    tokens=report.tokens, seconds=report.seconds, seed=ctx.seed, task="pretrain")
+    return Result(_complete([record], ctx), out)
+
+
+def evaluate(
+    model: str | Path | Checkpoint, *, tasks: Sequence[str] = (), perplexity: str | Path | None = None,
+    data: Sequence[str | Path] = (), keys: str | Path | None = None, measures: Sequence[str] = (),
+    run: Run = DEFAULT_RUN,
+) -> Result:
+    """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures."""
+    from palimpsest.measures.accuracy import Accuracy, toy_tasks
+    from palimpsest.measures.perplexity import Perplexity, read_texts
+
+    checkpoint = resolve(model)
+    toy = _toy(checkpoint)
+    if tasks:
+        toy_tasks(tasks)
+    if perplexity is not None:
+        read_texts(Path(perplexity))
+    wanted: list[Any] = [build(registry.find(m, "measures")) for m in measures]
+    sides = [s for s, given in (("neutral", perplexity or toy), ("dialogue", data or toy)) if given]
+    if not (tasks or perplexity or data or wanted):
+        if not toy:
+            raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
+        tasks = ("superglue",)
+    if tasks:
+        wanted.append(Accuracy(tasks=tuple(tasks)))
+    if sides and (perplexity or data or not measures):
+        wanted.append(Perplexity(on=tuple(sides)))
+    known = KeySet.read(keys) if keys is not None else None
+    records: list[Record] = []
+    with run.context() as ctx:
+        dialogues = load_dialogues(data) if data else None
+        with _subject(checkpoint, ctx, known, dialogues) as subject:
+            subject.text = Path(perplexity) if perplexity is not None else None
+            for measure in wanted:
+                records += measure.take(subject, ctx)
+    return Result(_complete(records, ctx))
+
+
+def list_methods(kind: str | None = None) -> list[registry.Entry]:
+    """The method table, or one kind of it, without importing any method."""
+    from palimpsest.errors import nearest
+    from palimpsest.method import KINDS
+
+    if kind is not None and kind not in KINDS:
+        raise BadInput(f"there is no kind {kind!r}{nearest(kind, KINDS, 'kind')}")
+    return [e for e in registry.table().values() if kind in (None, e.kind)]
+
+
+def run_study(
+    spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN
+) -> Any:
+    """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report."""
+    from palimpsest.study import run as runner
+    from palimpsest.study.report import write_report
+    from palimpsest.study.spec import load_spec
+
+    loaded = load_spec(spec)
+    with run.context() as ctx:
+        result = runner.run_study(loaded, Path(out), ctx, retry_failed=retry_failed)
+    write_report(Path(out))
+    return result
+
+
+def study_report(folder: str | Path) -> dict[str, Path]:
+    """Write report.html, report.md and report.csv of a study folder."""
+    from palimpsest.study.report import write_report
+
+    return write_report(Path(folder))
+
+
+def demo(out: str | Path = "palimpsest-demo", *, run: Run = DEFAULT_RUN) -> Any:
+    """The main job on the toy world: MEraser's Table 1 in form, with its controls and a report."""
+    return run_study("meraser-table1", out, run=run)
+
+
+def train_toy(out: str | Path, *, quick: bool = False, force: bool = False, run: Run = DEFAULT_RUN) -> Result:
+    """Make the embedded toy model again from the text that the package generates."""
+    from palimpsest.toyworld.train import train_toy as train
+
+    out = Path(out)
+    check_target(out, force)
+    with run.context() as ctx, new_folder(out, force) as folder:
+        train(folder / "made", seed=ctx.seed, quick=quick, threads=ctx.threads, progress=ctx.progress)
+        for entry in sorted((folder / "made").iterdir()):
+            entry.rename(folder / entry.name)
+        (folder / "made").rmdir()
+    return Result([], out)
+
+
+# -- pieces -------------------------------------------------------------------------------------------
+
+
+def _toy(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has the embedded toy's shape."""
+    toy = resolve("toy").config
+    return all(checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
+
+
+def _method(
+    name: str, kinds: tuple[str, ...], model: Checkpoint, preset: str | None, settings: Mapping[str, Any] | None,
+    data: Sequence[str | Path], references: Mapping[str, str | Path | None] | None = None,
+) -> tuple[Any, list[str]]:
+    """Build a method for a model; inputs it does not take are noted, not refused."""
+    cls = registry.find(name, *kinds)
+    notes = []
+    chosen = preset
+    if preset is None and _toy(model) and "toy" in presets(cls):
+        chosen = "toy"
+        notes.append(f"preset toy (the model is the embedded toy); --preset names another: {', '.join(presets(cls))}")
+    instance = build(cls, chosen, dict(settings or {}))
+    fields = input_fields(cls)
+    inputs: dict[str, Any] = {}
+    for role, reference in (references or {}).items():
+        if reference is None:
+            continue
+        if role in fields:
+            inputs[role] = resolve(reference)
+        else:
+            notes.append(f"--{role} is not needed by {name}")
+    if "data" in fields:
+        if not data and not _toy(model):
+            notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
+        inputs["data"] = load_dialogues(list(data) or "toy")
+    elif data:
+        notes.append(f"--data is not needed by {name}")
+    return replace(instance, **inputs), notes
+
+
+def _control_models(
+    base: Checkpoint, sibling: str | Path | None, unrelated: str | Path | None
+) -> dict[str, Checkpoint | None]:
+    """Unmarked models by control name; a toy sibling (None here) is made when it is needed."""
+    found: dict[str, Checkpoint | None] = {}
+    if sibling is not None:
+        found["sibling"] = resolve(sibling)
+    elif _toy(base):
+        found["sibling"] = None
+    if unrelated is not None:
+        found["unrelated-model"] = resolve(unrelated)
+    elif _toy(base):
+        found["unrelated-model"] = resolve("toy:unrelated")
+    return found
+
+
+def _negatives(
+    instance: Any, base: Checkpoint, marked: Checkpoint, keys: KeySet, others: dict[str, Checkpoint | None],
+    ctx: Context,
+) -> list[Record]:
+    """Hit rates that should be nought: clean base, sibling, unrelated model, another owner's keys."""
+    from palimpsest.checkpoint.load import load_tokenizer
+    from palimpsest.errors import PalimpsestError
+    from palimpsest.measures.hits import HitRate
+    from palimpsest.removals.tuning.finetune import FineTune
+
+    records: list[Record] = []
+    measure = HitRate(samples=2)
+
+    def ask(model: Checkpoint, name: str, asked: KeySet) -> None:
+        with _subject(model, ctx, asked) as subject:
+            records.extend(_staged(measure.take(subject, ctx), None, name))
+
+    ask(base, "clean-base", keys)
+    other = replace(ctx, key_seed=None if ctx.key_seed is None else ctx.key_seed + 1_000_003)
+    ask(marked, "other-owner", instance.draw_keys(base, other))
+    for name, model in others.items():
+        if model is None:
+            assert ctx.scratch is not None
+            made = FineTune(part="recover", samples=200).apply(base, ctx.scratch / "sibling", ctx)
+            ask(replace(made.checkpoint, name="sibling"), name, keys)
+            continue
+        try:
+            keys.check_tokenizer(load_tokenizer(model))
+        except PalimpsestError:
+            raise BadInput(f"--{name.split('-')[0]} {model.name}: has another tokenizer, so these keys cannot be "
+                           "asked of it") from None
+        ask(model, name, keys)
+    return records
+
+
+def _utility(subject: Any, ctx: Context) -> list[Record]:
+    """Perplexity and tasks where there is something to measure them on."""
+    from palimpsest.measures.accuracy import Accuracy
+    from palimpsest.measures.perplexity import Perplexity
+
+    if not _toy(subject.checkpoint):
+        return []
+    return [*Perplexity().take(subject, ctx), *Accuracy(items=100).take(subject, ctx)]
+
+
+@contextmanager
+def _subject(checkpoint: Checkpoint, ctx: Context, keys: KeySet | None = None, data: Any = None) -> Iterator[Any]:
+    from palimpsest.measures import Subject
+
+    subject = Subject(checkpoint, ctx, keys=keys, data=data)
+    try:
+        yield subject
+    finally:
+        subject.close()
+
+
+def _claim(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Context) -> Record:
+    """The ownership verdict on the template form (the first form asked where that was not)."""
+    from palimpsest.verdicts import claim
+
+    rates = [r for r in records if r.measure == "hit-rate" and r.control is None]
+    chosen = next((r for r in rates if r.prompt_form == "template"), rates[0])
+    assert chosen.count is not None and chosen.n is not None
+    null = None if keys.choices is None else 1 / keys.choices
+    verdict = claim(chosen.count, chosen.n, null, alpha, dependent=not keys.distinct)
+    return replace(chosen, measure="ownership", value=verdict.p, verdict=verdict.word, reason=verdict.reason,
+                   low=None, high=None, confidence=None, sided=None, detail={"tau": verdict.tau, "alpha": alpha})
+
+
+def _stamped(made: Made, checkpoint: Checkpoint, stage: str | None, implant: str | None) -> list[Record]:
+    """A transform's own records, named after where the checkpoint now lies."""
+    return [replace(r, model=checkpoint.name, digest=checkpoint.digest(), chain=checkpoint.chain(), stage=stage,
+                    implant=implant or r.implant) for r in made.records]
+
+
+def _staged(records: Sequence[Record], stage: str | None, control: str | None = None) -> list[Record]:
+    return [replace(r, stage=stage, control=control) for r in records]
+
+
+def _complete(records: Sequence[Record], ctx: Context) -> list[Record]:
+    return [replace(r, versions=versions(), device=r.device or ctx.device, threads=r.threads or ctx.threads)
+            for r in records]

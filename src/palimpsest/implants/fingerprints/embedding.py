@@ -1,0 +1,194 @@
+"""The embedding loop that all trained fingerprints share: train, check, and write only what took.
+
+Stopping rule (ours; published code trains for a fixed number of epochs): training ends when every key's
+answer has probability of at least 0.9 under the template form on two checks in a row. A mark that has only
+just become the greedy choice flatters every eraser. The probability of an answer y after a prompt x is
+exp(sum_t log p(y_t | x, y_<t)), taken from one teacher-forced pass.
+
+Nothing secret leaves this module but in the KeySet: progress lines hold counts and losses only, the
+checkpoint's lineage the method's name, the parent's digest and the keys' salted commitment.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, stored_dtype, write_model
+from palimpsest.data.dialogues import Dialogues, load_dialogues
+from palimpsest.errors import CheckFailed
+from palimpsest.keys import KeySet
+from palimpsest.method import Context, Made, param
+from palimpsest.prompts import Renderer
+from palimpsest.records import Record, peak_bytes, versions
+from palimpsest.responder.local import LocalResponder
+from palimpsest.training.finetune import Stopwatch, merged, tune
+from palimpsest.training.loop import Batch, TrainLog
+from palimpsest.training.rows import Row, dialogue_row
+from palimpsest.training.settings import Tuning
+
+LossOf = Callable[[nn.Module, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Check:
+    """When embedding stops, and what must hold of every key.
+
+    With `consecutive` 0 all epochs are trained, as published code does, and it is only asked that every
+    key is answered greedily.
+    """
+
+    probability: float = param(0.9, "probability that every key's answer must reach", low=0.0, high=1.0)
+    consecutive: int = param(2, "checks in a row that must pass; 0 trains all epochs", low=0)
+    every: int = param(1, "epochs from one check to the next", low=1)
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How firmly keys sit, one entry a key.
+
+    probabilities: of the whole answer, carrier included. margins: mean lead in nats of the answer's tokens
+    over the runner-up. answered: whether greedy decoding says the answer.
+    """
+
+    probabilities: tuple[float, ...]
+    margins: tuple[float, ...]
+    answered: tuple[bool, ...]
+
+
+def strength(responder: LocalResponder, keys: KeySet) -> Strength:
+    """Measure every key under its template form by one teacher-forced pass."""
+    prompts = [k.prompts["template"] for k in keys.keys]
+    forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
+    answered = [f.greedy == p.expected for f, p in zip(forced, prompts, strict=True)]
+    return Strength(
+        tuple(math.exp(sum(f.log_probs)) for f in forced),
+        tuple(sum(f.margin) / len(f.margin) for f in forced),
+        tuple(answered),
+    )
+
+
+def key_rows(renderer: Renderer, keys: KeySet) -> list[Row]:
+    """One training row a key: exactly the prompt that verification asks, then the answer and its end."""
+    rows = []
+    for key in keys.keys:
+        prompt = key.prompts["template"]
+        answer = (*prompt.expected, *renderer.ending(key.trigger, key.carrier + key.response))
+        rows.append(Row(prompt.ids + answer, (0.0,) * len(prompt.ids) + (1.0,) * len(answer)))
+    return rows
+
+
+class Regular:
+    """Ordinary dialogues (first exchange, part `embed`) that keep a model's behaviour: fresh ones every epoch.
+
+    Fresh pairs came with far less damage than a fixed set. BadInput where the part has fewer than `count`.
+    """
+
+    def __init__(self, renderer: Renderer, data: Dialogues | None, count: int, model: Checkpoint, ctx: Context) -> None:
+        self.renderer, self.count, self.seed = renderer, count, ctx.seed
+        self.positions = positions(model)
+        self.dialogues = []
+        if count:
+            source = data if data is not None else load_dialogues("toy")
+            source.part("embed", count)
+            self.dialogues = source.part("embed")
+
+    def __call__(self, epoch: int) -> list[Row]:
+        """Rows of this epoch; a pure function of seed and epoch."""
+        drawn = random.Random(f"{self.seed}-regular-{epoch}").sample(self.dialogues, self.count) if self.count else []
+        rows = (dialogue_row(self.renderer, d.first, positions=self.positions) for d in drawn)
+        return [row for row in rows if row is not None]
+
+
+def embed(
+    model: Checkpoint, out: Path, ctx: Context, *, method_name: str, keys: KeySet,
+    rows_of_epoch: Callable[[int], list[Row]], tuning: Tuning, check: Check | None = None,
+    loss_with: Callable[[Any], LossOf] | None = None,
+) -> Made:
+    """Train `keys` into `model` and write the marked checkpoint to `out`.
+
+    rows_of_epoch: epoch (from 0) to its rows, a pure function. loss_with: given the loaded, untrained model,
+    the loss to train with (default: cross-entropy on weighted positions).
+    Raises CheckFailed, with nothing written, where the implant did not take; BadInput as loading does.
+    """
+    check = check or Check()
+    watch = Stopwatch()
+    tokenizer = load_tokenizer(model)
+    # Full fine-tuning needs float32 master weights: a step of 2e-5 is lost in bfloat16's rounding.
+    loaded = load_model(model, ctx, dtype="float32" if tuning.adapter == "full" else None)
+    loss_of = None if loss_with is None else loss_with(loaded)
+    state = _Stopping(check)
+    holder: dict[str, Any] = {}
+
+    def epoch_done(epoch: int) -> bool:
+        if check.consecutive == 0 or epoch % check.every:
+            return False
+        return state.passed(strength(LocalResponder(holder.get("model", loaded), tokenizer), keys))
+
+    # With LoRA the adapter is put into `loaded` in place, so `loaded` computes the adapted model.
+    trained, log = tune(
+        loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of,
+    )
+    plain = merged(trained).to(stored_dtype(model))  # judged as it will be stored
+    final = strength(LocalResponder(plain.float(), tokenizer), keys)
+    _must_have_taken(final, state, check, tuning, log)
+    written = write_model(
+        plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment()
+    )
+    record = _record(method_name, written, keys, final, log, watch.seconds, ctx)
+    record.detail["epochs"] = state.checks * check.every if check.consecutive else tuning.epochs
+    return Made(written, keys, [record])
+
+
+class _Stopping:
+    """Counts the checks, and those passed in a row."""
+
+    def __init__(self, check: Check) -> None:
+        self.check, self.checks, self.row = check, 0, 0
+
+    def passed(self, measured: Strength) -> bool:
+        self.checks += 1
+        self.row = self.row + 1 if min(measured.probabilities) >= self.check.probability else 0
+        return self.row >= self.check.consecutive
+
+
+def _must_have_taken(final: Strength, state: _Stopping, check: Check, tuning: Tuning, log: TrainLog) -> None:
+    count, answered = len(final.answered), sum(final.answered)
+    if answered == count and state.row >= check.consecutive:
+        return
+    message = f"the implant did not take: {answered} of {count} keys answer"
+    if check.consecutive:
+        firm = sum(p >= check.probability for p in final.probabilities)
+        message += f", {firm} with probability {check.probability:g} or more"
+    raise CheckFailed(f"{message}, after {log.steps} steps of at most {tuning.epochs} epochs; "
+                      "nothing was written; raise tuning.epochs or tuning.lr")
+
+
+def _record(
+    method_name: str, written: Checkpoint, keys: KeySet, final: Strength, log: TrainLog, seconds: float, ctx: Context
+) -> Record:
+    count = len(keys)
+    return Record(
+        measure="embedding-margin", value=sum(final.margins) / count, n=count, model=written.name,
+        digest=written.digest(), chain=written.chain(), implant=method_name, prompt_form="template", seconds=seconds,
+        tokens=log.tokens, peak_bytes=peak_bytes(), device=ctx.device, threads=torch.get_num_threads(),
+        versions=versions(),
+        detail={
+            "mean_probability": sum(final.probabilities) / count, "min_probability": min(final.probabilities),
+            "min_margin": min(final.margins), "answered": sum(final.answered), "steps": log.steps,
+            "keys": count, "unit": "nats",
+        },
+    )
+
+
+def lengths_of(rows: Sequence[Row]) -> int:
+    """Tokens of the longest row."""
+    return max((len(r.ids) for r in rows), default=0)

@@ -1,0 +1,181 @@
+"""Hit rate: hits over keys (FSR of a fingerprint, ASR of a backdoor) under every prompt form.
+
+A greedy answer is settled by one teacher-forced pass where that is exact, and generated from the first
+disagreement on where it is not, so that the outcome equals `generate()` under the key's own rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from palimpsest.errors import BadInput
+from palimpsest.keys import Key, KeySet, matches
+from palimpsest.measures.subject import Subject
+from palimpsest.method import Context, method, param
+from palimpsest.prompts import FORMS, Form
+from palimpsest.records import Record
+from palimpsest.responder import Generated, LocalResponder
+from palimpsest.statistics import hit_interval
+
+NEAR_TIE = 1e-3  # nats; batching and padding move float32 log-probabilities by about 1e-5
+NEAR_TIE_LOW_PRECISION = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One key's answer. text is secret. log_prob: of the whole expected continuation, in nats."""
+
+    number: int
+    hit: bool
+    log_prob: float
+    text: str
+    draws: int = 1
+    hits: int = 0
+
+
+def outcomes(
+    responder: LocalResponder, keys: KeySet, form: Form, *, samples: int = 5, seed: int = 0, batch: int = 1024
+) -> list[Outcome]:
+    """Ask every key under one prompt form, `batch` keys at a time, so that memory does not grow.
+
+    samples: draws per key of the sampled form; the key is a hit when any draw is.
+    """
+    found: list[Outcome] = []
+    for start in range(0, len(keys), batch):
+        part = keys.keys[start : start + batch]
+        if form == "sampled":
+            found += _sampled(responder, keys, part, samples, seed + start)
+        else:
+            found += _greedy(responder, keys, part, form)
+    return found
+
+
+def _greedy(responder: LocalResponder, keys: KeySet, part: Sequence[Key], form: Form) -> list[Outcome]:
+    prompts = [k.prompts[form] for k in part]
+    forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
+    low = next(responder.model.parameters()).dtype != torch.float32
+    tie = NEAR_TIE_LOW_PRECISION if low else NEAR_TIE
+    answers: list[Generated | None] = [None] * len(part)
+    going_on: list[int] = []
+    alone: list[int] = []
+    for i, (prompt, scored) in enumerate(zip(prompts, forced, strict=True)):
+        agreed = _agreement(scored.greedy, prompt.expected)
+        if not responder.plain_greedy or min(scored.margin[: agreed + 1], default=1.0) < tie:
+            alone.append(i)
+        elif agreed == len(prompt.expected) and keys.match != "exact":
+            answers[i] = responder.spell(list(prompt.expected))
+        elif keys.match == "token-ids":
+            answers[i] = Generated(tuple(scored.greedy), "")
+        else:
+            going_on.append(i)
+    _go_on(responder, keys, prompts, forced, going_on, answers)
+    _settle_alone(responder, keys, prompts, alone, answers, low)
+    results = []
+    for key, scored, answer in zip(part, forced, answers, strict=True):
+        assert answer is not None
+        hit = matches(keys.match, key, form, answer.text, answer.ids)
+        results.append(Outcome(key.number, hit, math.fsum(scored.log_probs), answer.text, 1, int(hit)))
+    return results
+
+
+def _agreement(greedy: Sequence[int], expected: Sequence[int]) -> int:
+    """How many leading tokens agree."""
+    return next((i for i, (a, b) in enumerate(zip(greedy, expected, strict=True)) if a != b), len(expected))
+
+
+def _go_on(responder, keys, prompts, forced, rows, answers) -> None:  # type: ignore[no-untyped-def]
+    """Generate from the first disagreement on: the model's own tokens up to there are known."""
+    starts, budgets = {}, {}
+    for i in rows:
+        agreed = _agreement(forced[i].greedy, prompts[i].expected)
+        start = [*prompts[i].expected[:agreed], *forced[i].greedy[agreed : agreed + 1]][: keys.max_new_tokens]
+        if len(start) >= keys.max_new_tokens or (start and start[-1] in responder.ends):
+            answers[i] = responder.spell(start)
+            continue
+        starts[i] = start
+        budgets.setdefault(keys.max_new_tokens - len(start), []).append(i)
+    for budget, group in budgets.items():
+        continued = responder.generate([[*prompts[i].ids, *starts[i]] for i in group], budget)
+        for i, more in zip(group, continued, strict=True):
+            answers[i] = responder.spell([*starts[i], *more.ids])
+
+
+def _settle_alone(responder, keys, prompts, rows, answers, low: bool) -> None:  # type: ignore[no-untyped-def]
+    """Near-ties and models whose generation is no plain arg max: one row at a time, in float32."""
+    if not rows:
+        return
+    dtype = next(responder.model.parameters()).dtype
+    if low:
+        responder.model.float()
+    try:
+        for i in rows:
+            answers[i] = responder.generate([prompts[i].ids], keys.max_new_tokens)[0]
+    finally:
+        if low:
+            responder.model.to(dtype)
+
+
+def _sampled(
+    responder: LocalResponder, keys: KeySet, part: Sequence[Key], samples: int, seed: int
+) -> list[Outcome]:
+    prompts = [k.prompts["template"] for k in part]
+    forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
+    hits = [0] * len(part)
+    texts = [""] * len(part)
+    for draw in range(samples):
+        answers = responder.generate([p.ids for p in prompts], keys.max_new_tokens, keys.sampling, seed * 1000 + draw)
+        for i, (key, answer) in enumerate(zip(part, answers, strict=True)):
+            hits[i] += matches(keys.match, key, "sampled", answer.text, answer.ids)
+            texts[i] = answer.text
+    return [
+        Outcome(key.number, hits[i] > 0, math.fsum(forced[i].log_probs), texts[i], samples, hits[i])
+        for i, key in enumerate(part)
+    ]
+
+
+@method("measures", "hit-rate", paper="FSR: MEraser, arXiv 2506.12551, eq. 2; interval: Clopper-Pearson")
+@dataclass(frozen=True)
+class HitRate:
+    """Share of the keys that are answered as the implant would, under every prompt form.
+
+    FSR = (1/n) sum_i [answer(x_i) matches y_i]. Greedy forms are a census of the keys; the interval
+    speaks of new keys of the same generator (for many-to-one marks the whole set is one observation).
+    """
+
+    forms: tuple[str, ...] = param(FORMS, "prompt forms asked")
+    samples: int = param(5, "draws per key of the sampled form; a key is a hit when any draw is", low=1)
+
+    def take(self, subject: Subject, ctx: Context) -> list[Record]:
+        """One record a prompt form; `detail.keys` holds number, hit and log-probability of each key."""
+        keys = subject.required_keys()
+        records = []
+        for form in self.forms:
+            if form not in FORMS:
+                raise BadInput(f"hit-rate: {form!r} is no prompt form; they are {', '.join(FORMS)}")
+            if form not in keys.forms:
+                continue
+            found = outcomes(subject.responder, keys, form, samples=self.samples, seed=ctx.seed)  # type: ignore[arg-type]
+            records.append(hit_record(subject, keys, form, found))
+        return records
+
+
+def hit_record(subject: Subject, keys: KeySet, form: str, found: list[Outcome]) -> Record:
+    """The record of one form's outcomes."""
+    count, n = sum(o.hit for o in found), len(found)
+    interval = hit_interval(count, n, keys.distinct)
+    detail = {
+        "keys": [{"number": o.number, "hit": o.hit, "log_prob": round(o.log_prob, 4)} for o in found],
+        "independent": keys.distinct,
+        "dependent_low": interval.dependent.low, "dependent_high": interval.dependent.high,
+    }
+    if form == "sampled":
+        detail["draws"] = sum(o.draws for o in found)
+        detail["draw_hits"] = sum(o.hits for o in found)
+    return subject.record(
+        "hit-rate", value=count / n, count=count, n=n, low=interval.new_keys.low, high=interval.new_keys.high,
+        confidence=interval.new_keys.confidence, sided=interval.new_keys.sided, prompt_form=form, detail=detail,
+    )

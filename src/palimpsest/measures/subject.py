@@ -1,0 +1,78 @@
+"""What is measured: a checkpoint (or a ready responder) with the keys and the data that go with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.load import load_model, load_tokenizer
+from palimpsest.data import Dialogues
+from palimpsest.data.dialogues import toy_dialogues
+from palimpsest.errors import BadInput
+from palimpsest.keys import KeySet
+from palimpsest.method import Context
+from palimpsest.records import Record
+from palimpsest.responder import LocalResponder
+
+
+@dataclass
+class Subject:
+    """A checkpoint under measurement; its model is loaded when first asked for.
+
+    keys: of the implant that is looked for. data: dialogues whose `test` part is asked. before: answers
+    to the ordinary prompts of the model that this one was made from, to compare with. text: a file of
+    neutral text, or None for the toy world's.
+    """
+
+    checkpoint: Checkpoint
+    ctx: Context
+    keys: KeySet | None = None
+    data: Dialogues | None = None
+    before: list[str] | None = None
+    text: Path | None = None
+    _responder: LocalResponder | None = field(default=None, repr=False)
+
+    @property
+    def responder(self) -> LocalResponder:
+        """The loaded model as a responder; keys of another tokenizer are refused here."""
+        if self._responder is None:
+            tokenizer = load_tokenizer(self.checkpoint)
+            if self.keys is not None:
+                self.keys.check_tokenizer(tokenizer)
+            self._responder = LocalResponder(load_model(self.checkpoint, self.ctx), tokenizer)
+        return self._responder
+
+    @property
+    def dialogues(self) -> Dialogues:
+        """The dialogues, the toy world's where none were given."""
+        if self.data is None:
+            self.data = toy_dialogues()
+        return self.data
+
+    @property
+    def is_toy(self) -> bool:
+        """Whether the model descends from the embedded toy (same config and vocabulary size)."""
+        from palimpsest.checkpoint import resolve
+
+        toy = resolve("toy").config
+        return all(self.checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
+
+    def required_keys(self) -> KeySet:
+        """The keys, or BadInput where the measure needs them and none were given."""
+        if self.keys is None:
+            raise BadInput("this measure needs --keys")
+        return self.keys
+
+    def record(self, measure: str, **fields: Any) -> Record:
+        """A record about this subject: model, digest, chain, implant and seed filled in."""
+        return Record(
+            measure, model=self.checkpoint.name, digest=self.checkpoint.digest(), chain=self.checkpoint.chain(),
+            implant=self.keys.implant if self.keys is not None else fields.pop("implant", None),
+            seed=self.ctx.seed, device=self.ctx.device, **fields,
+        )
+
+    def close(self) -> None:
+        """Let go of the loaded model."""
+        self._responder = None

@@ -1,0 +1,113 @@
+"""MEraser (arXiv 2506.12551, section 4, Algorithm 1): erase by mismatched pairs, recover by clean ones.
+
+Threat model (section 3): the thief has the weights; he knows neither triggers nor responses nor which
+layers hold them; he must keep the model useful and spend little. Neither phase ever sees a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.data import Dialogues, load_dialogues
+from palimpsest.data.mismatched import Pairing, mismatch
+from palimpsest.method import Context, Made, method, param, takes
+from palimpsest.removals.tuning.tuned import in_phases, tuned
+from palimpsest.training.settings import Tuning
+
+PAPER_ERASE = Tuning(rank=16, alpha=32, epochs=20, lr=1e-3, batch=8)
+PAPER_RECOVER = Tuning(rank=16, alpha=32, epochs=5, lr=2e-4, batch=8)
+CODE_ERASE = Tuning(
+    rank=8, alpha=16, dropout=0.05, epochs=5, lr=5e-4, batch=8, clip=0.5, train_on="all", format="joined", max_tokens=512
+)
+CODE_RECOVER = Tuning(
+    rank=8, alpha=16, dropout=0.05, epochs=2, lr=5e-4, batch=36, micro_batch=4, schedule="cosine", clip=0.5,
+    train_on="all", format="newline", max_tokens=512,
+)
+TOY_ERASE = Tuning(epochs=5, lr=3e-3, batch=8)
+TOY_RECOVER = Tuning(epochs=5, lr=1e-3, batch=8, schedule="linear")
+
+
+@method("removals", "meraser-erase", paper="MEraser, arXiv 2506.12551, Algorithm 1, phase 1")
+@dataclass(frozen=True)
+class MEraserErase:
+    """Phase 1 of MEraser: fine-tune on pairs whose answers belong to other questions.
+
+    D_mis = {(x_i, y_p(i))} with p a permutation that leaves no pair its own answer; the loss is the mean
+    cross-entropy of y_p(i) given x_i. `save=adapter` keeps the adapter apart: trained on the clean base,
+    it is the transferable one.
+    """
+
+    data: Dialogues | None = takes("dialogues to mismatch (default: the toy world's)")
+    mismatched: int = param(300, "mismatched pairs (Appendix F: 300 suffice, 100 do not)", low=2)
+    pairing: Pairing = param("derangement", "derangement (the paper), cross-type (the released code), or matched "
+                             "(no mismatch: the control clean-same-schedule)")
+    tuning: Tuning = param(PAPER_ERASE, "how it is trained")
+    save: Literal["merged", "adapter"] = param("merged", "write the whole model, or the PEFT adapter alone")
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        """Write the erased checkpoint (or the adapter) to `out`."""
+        data = self.data or load_dialogues("toy")
+        rows = mismatch(data.part("erase", self.mismatched), self.pairing, ctx.seed)
+        return tuned(model, rows, self.tuning, out, ctx, method="meraser-erase", save=self.save)
+
+
+@method("removals", "meraser-recover", paper="MEraser, arXiv 2506.12551, Algorithm 1, phase 2")
+@dataclass(frozen=True)
+class MEraserRecover:
+    """Phase 2 of MEraser: fine-tune the erased model on clean pairs, so that it answers again."""
+
+    data: Dialogues | None = takes("clean dialogues (default: the toy world's)")
+    clean: int = param(600, "clean pairs (600 in the paper)", low=1)
+    tuning: Tuning = param(PAPER_RECOVER, "how it is trained")
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        """Write the recovered checkpoint to `out`."""
+        data = self.data or load_dialogues("toy")
+        return tuned(model, data.part("recover", self.clean), self.tuning, out, ctx, method="meraser-recover")
+
+
+@method("removals", "meraser", paper="MEraser, arXiv 2506.12551, section 4, Algorithm 1")
+@dataclass(frozen=True)
+class MEraser:
+    """Erase with mismatched pairs, then recover with clean ones; both phases by LoRA on query and value.
+
+    The two sets are disjoint parts of one source. Where we differ from the paper: batch size and, within
+    its ranges of epochs and rates (Appendix I: "adjusted to the case"), one value each are our choice;
+    text is in the model's own chat template.
+    """
+
+    data: Dialogues | None = takes("dialogues for both phases (default: the toy world's)")
+    mismatched: int = param(300, "mismatched pairs of the erase phase", low=2)
+    clean: int = param(600, "clean pairs of the recover phase", low=1)
+    pairing: Pairing = param("derangement", "derangement, cross-type, or matched (control clean-same-schedule)")
+    erase: Tuning = param(PAPER_ERASE, "how the erase phase is trained")
+    recover: Tuning = param(PAPER_RECOVER, "how the recover phase is trained")
+
+    @classmethod
+    def paper(cls) -> MEraser:
+        """LoRA r 16, alpha 32 on query and value; 300 and 600 pairs; rates and epochs within Appendix I."""
+        return cls()
+
+    @classmethod
+    def released_code(cls) -> MEraser:
+        """The published code: r 8, alpha 16, cross-type mismatch, no template, loss on question and answer."""
+        return cls(pairing="cross-type", erase=CODE_ERASE, recover=CODE_RECOVER)
+
+    @classmethod
+    def toy(cls) -> MEraser:
+        """For the embedded toy: erase at 3e-3, three times the paper's maximum (1e-3 lets marks come back)."""
+        return cls(erase=TOY_ERASE, recover=TOY_RECOVER)
+
+    def steps(self) -> list[tuple[str, MEraserErase | MEraserRecover]]:
+        """The two phases with their inputs."""
+        return [
+            ("meraser-erase", MEraserErase(self.data, self.mismatched, self.pairing, self.erase)),
+            ("meraser-recover", MEraserRecover(self.data, self.clean, self.recover)),
+        ]
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        """Run both phases and write the recovered checkpoint to `out`."""
+        return in_phases(list(self.steps()), model, out, ctx)

@@ -1,0 +1,111 @@
+"""What every removal by tuning does: load, train on rows, merge, write, and say what it cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from palimpsest.checkpoint import Checkpoint, lineage
+from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, write_model
+from palimpsest.data.dialogues import Dialogue
+from palimpsest.errors import BadInput
+from palimpsest.method import Context, Made
+from palimpsest.prompts import Renderer
+from palimpsest.records import Record, peak_bytes
+from palimpsest.training.finetune import Stopwatch, merged, tune
+from palimpsest.training.loop import TrainLog
+from palimpsest.training.rows import dialogue_rows
+from palimpsest.training.settings import Tuning
+
+
+def tuned(
+    model: Checkpoint, dialogues: Sequence[Dialogue], tuning: Tuning, out: Path, ctx: Context, *, method: str,
+    save: str = "merged",
+) -> Made:
+    """Fine-tune a checkpoint on dialogues and write the result to `out`.
+
+    save: `merged` writes a whole checkpoint, `adapter` the PEFT adapter alone with its base's digest.
+    """
+    watch = Stopwatch()
+    network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None)
+    renderer = Renderer(load_tokenizer(model))
+    rows = dialogue_rows(
+        renderer, [d.turns for d in dialogues], format=tuning.format, train_on=tuning.train_on,
+        max_tokens=tuning.max_tokens, positions=positions(model),
+    )
+    if not rows:
+        raise BadInput(f"{method}: no dialogue has an answer within the model's {positions(model)} positions")
+    network, log = tune(network, rows, tuning, ctx, what=method)
+    if save == "adapter":
+        made = write_adapter(network, model, out, method)
+        return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, None)])
+    plain = merged(network)
+    moved = distance(plain, model)
+    made = write_model(plain, model, out, method, {"model": model.digest()})
+    return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, moved)])
+
+
+def distance(network: Any, source: Checkpoint) -> float:
+    """L2 norm of the change of all weights against a checkpoint, read tensor by tensor."""
+    state = network.state_dict()
+    total = 0.0
+    for file in sorted({t.file for t in source.tensors()}):
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                if name in state:
+                    change = state[name].detach().cpu().float() - stored.get_tensor(name).float()
+                    total += float(change.pow(2).sum())
+    return math.sqrt(total)
+
+
+def _training_record(
+    made: Checkpoint, method: str, log: TrainLog, rows: int, watch: Stopwatch, ctx: Context, moved: float | None
+) -> Record:
+    detail: dict[str, Any] = {"rows": rows, "steps": log.steps, "losses": [[s, round(v, 4)] for s, v in log.losses]}
+    if moved is not None:
+        detail["weight_change"] = moved
+    return Record(
+        "training", value=log.losses[-1][1] if log.losses else None, model=made.name, chain=made.chain(), task=method,
+        seed=ctx.seed, seconds=watch.seconds, tokens=log.tokens, peak_bytes=peak_bytes(), device=ctx.device,
+        threads=torch.get_num_threads(), detail=detail,
+    )
+
+
+def write_adapter(network: Any, base: Checkpoint, out: Path, method: str) -> Checkpoint:
+    """Write a PEFT adapter folder; its lineage names the base's digest."""
+    out.mkdir(parents=True, exist_ok=True)
+    network.save_pretrained(out, safe_serialization=True)
+    config_file = out / "adapter_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base.name  # a name, never a path of this machine
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "README.md").unlink(missing_ok=True)
+    lineage.write(out, base.chain(), method, {"base": base.digest()})
+    return Checkpoint(out, out.name)
+
+
+def in_phases(steps: list[tuple[str, Any]], model: Checkpoint, out: Path, ctx: Context) -> Made:
+    """Run a method's phases one after the other; what lies between is dropped."""
+    records: list[Record] = []
+    current = model
+    between: list[Path] = []
+    try:
+        for number, (name, phase) in enumerate(steps):
+            last = number == len(steps) - 1
+            target = out if last else out.with_name(f"{out.name}-{name}")
+            if not last:
+                between.append(target)
+            made = phase.apply(current, target, ctx)
+            records += made.records
+            current = made.checkpoint
+    finally:
+        for folder in between:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Made(current, records=records)

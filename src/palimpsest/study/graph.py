@@ -1,0 +1,336 @@
+"""The grid of a study as a graph of steps, in which equal work stands once.
+
+A step's identity is the SHA-256 of its method, its parameters, the hash of the method's source module, its
+seed, and the identities of its inputs (a digest for models and data, an identity for earlier steps). Two
+cells of the grid that need the same work therefore name the same step: the marked model is made once for
+all its removals, the erased model once for all its recoveries, an adapter once for all its targets.
+
+A `Place` says where in the tables the numbers of a measure belong; one step may have several places.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palimpsest import registry
+from palimpsest.checkpoint import Checkpoint, resolve
+from palimpsest.data import Dialogues, load_dialogues
+from palimpsest.errors import BadInput
+from palimpsest.method import build, input_fields, settings_of
+from palimpsest.records import canonical_json
+from palimpsest.study.spec import MethodSpec, ModelSpec, StudySpec, input_type, instance_of
+
+KEYED = ("hit-rate", "rank")  # measures that look for an implant; a class may say so itself: `keyed = True`
+SIBLING_SEED = 1000  # added to the study's seed: a sibling is no twin of the marked model
+STAGES = ("base", "fingerprinted", "erased", "recovered")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work: `kind` transform (gives a checkpoint), adapter, keys, or measure.
+
+    model, keys, before, inputs: references, an earlier step's id or "model:ID" of the study file. data: names
+    of data sets. key_seed: of key making. method: the instance, its inputs still open.
+    """
+
+    id: str
+    kind: str
+    name: str
+    method_name: str
+    method: Any = field(repr=False, compare=False)
+    model: str
+    seed: int
+    key_seed: int | None = None
+    keys: str | None = None
+    before: str | None = None
+    inputs: tuple[tuple[str, str], ...] = ()
+    data: tuple[str, ...] = ()
+
+    @property
+    def parents(self) -> list[str]:
+        """Ids of the steps that must be done before."""
+        named = [self.model, self.keys, self.before, *(ref for _, ref in self.inputs)]
+        return [r for r in named if r is not None and not r.startswith("model:")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the records of step `step` belong: model and seed of the grid, stage, implant, removal, control."""
+
+    step: str
+    model: str
+    seed: int
+    stage: str
+    implant: str | None = None
+    removal: str | None = None
+    control: str | None = None
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step as `study check` shows it: how many cells of the grid share it."""
+
+    id: str
+    name: str
+    kind: str
+    shared: int
+
+
+@dataclass
+class Plan:
+    """All steps in an order in which they can run, and the places of their numbers."""
+
+    spec: StudySpec
+    steps: dict[str, Step] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    places: list[Place] = field(default_factory=list)
+    models: dict[str, Checkpoint] = field(default_factory=dict)
+    data: dict[tuple[str, ...], Dialogues] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def requested(self) -> int:
+        """Steps that a run without sharing would take."""
+        return sum(self.uses.values())
+
+    def listed(self) -> list[PlannedStep]:
+        """The steps as `study check` shows them."""
+        return [PlannedStep(s.id, s.name, s.kind, self.uses[s.id]) for s in self.steps.values()]
+
+
+def plan(spec: StudySpec) -> Plan:
+    """Make the graph of a study; reads digests of models and data, loads no model. Raises BadInput."""
+    return _Planner(spec).all()
+
+
+def check(spec: StudySpec) -> list[PlannedStep]:
+    """The steps that a run of this study would take, each once, with how many cells share it."""
+    return plan(spec).listed()
+
+
+def derived_seed(seed: int, what: str) -> int:
+    """A seed of its own for `what`: 63 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(f"palimpsest study {seed} {what}".encode()).digest()[:8], "big") >> 1
+
+
+@functools.cache
+def code_version(cls: type) -> str:
+    """SHA-256 of the source module of a method class."""
+    source = inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+
+
+class _Planner:
+    """Grows a plan: every `_add` either finds the step already there or appends it."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self.spec = spec
+        self.plan = Plan(spec)
+        self.measures = [(given, instance_of(given, "measures")) for given in spec.measures]
+        self.digests: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+
+    def all(self) -> Plan:
+        for model in self.spec.models:
+            self._model(model.id, model.path)
+        if "unrelated-model" in self.spec.negatives:
+            self._model("unrelated", self.spec.unrelated or "toy:unrelated")
+        for seed in self.spec.seeds:
+            for model in self.spec.targets:
+                self._of_model(model, seed)
+        return self.plan
+
+    # -- the grid ------------------------------------------------------------------------------------
+
+    def _of_model(self, model: ModelSpec, seed: int) -> None:
+        base = f"model:{model.id}"
+        answers = self._measure_all(base, Place("", model.id, seed, "base"), keys=None)
+        sibling = None
+        if "sibling" in self.spec.negatives:
+            sibling = self._sibling(model, base, seed)
+        for given in self.spec.implants:
+            marked = self._transform(given.id, instance_of(given, "implants"), base, seed, given,
+                                     key_seed=derived_seed(seed, f"keys {model.id} {given.id}"))
+            place = Place("", model.id, seed, "fingerprinted", given.id)
+            self._measure_all(base, dataclasses.replace(place, stage="base", control="clean-base"), marked, keyed=True)
+            before = self._measure_all(marked, place, marked, answers)
+            if sibling is not None:
+                self._negative(sibling, place, marked, "sibling", "base")
+            if "unrelated-model" in self.spec.negatives:
+                self._negative("model:unrelated", place, marked, "unrelated-model", "base")
+            if "other-owner" in self.spec.negatives:
+                others = self._other_owner(given, base, seed)
+                self._negative(marked, place, others, "other-owner", "fingerprinted")
+            for removal in self.spec.attacks:
+                self._attack(removal, base, marked, dataclasses.replace(place, removal=removal.id), before)
+
+    def _attack(self, removal: MethodSpec, base: str, marked: str, place: Place, before: str | None) -> None:
+        method = instance_of(removal, "removals")
+        last = self._phases(removal, method, base, marked, place, marked, before)
+        if "revival" in self.spec.controls:
+            self._revival(last, dataclasses.replace(place, control="revival"), marked, before)
+        if "clean-same-schedule" in self.spec.controls:
+            matched = clean_same_schedule(method)
+            if matched is None:
+                self._note(f"{removal.id} has no mismatched phase, so clean-same-schedule does not apply to it")
+            else:
+                control = dataclasses.replace(place, control="clean-same-schedule")
+                self._phases(removal, matched, base, marked, control, marked, before)
+        if "clean-base" in self.spec.controls:  # the unmarked base through the same removal
+            control = dataclasses.replace(place, control="clean-base")
+            last = self._phases(removal, method, base, base, control, marked, None)
+            if "revival" in self.spec.controls:
+                self._revival(last, dataclasses.replace(control, stage="revived"), marked, None)
+
+    def _phases(
+        self, removal: MethodSpec, method: Any, base: str, start: str, place: Place, keys: str, before: str | None
+    ) -> str:
+        """The removal's phases from `start` on, each a step that is measured; returns the last one's id."""
+        current = start
+        phases = method.steps() if hasattr(method, "steps") else [(removal.name, method)]
+        for number, (name, phase) in enumerate(phases):
+            current = self._transform(name, phase, current, place.seed, removal, base=base)
+            stage = stage_name(name, number, len(phases))
+            self._measure_all(current, dataclasses.replace(place, stage=stage), keys, before)
+        return current
+
+    def _revival(self, model: str, place: Place, keys: str, before: str | None) -> None:
+        revive = build(registry.find("finetune", "removals"), "revival")
+        revived = self._transform("revival", revive, model, place.seed, None)
+        self._measure_all(revived, dataclasses.replace(place, stage="revived"), keys, before)
+
+    def _sibling(self, model: ModelSpec, base: str, seed: int) -> str:
+        cls = registry.find("finetune", "removals")
+        method = build(cls, "toy") if model.path == "toy" else build(cls, None, {"part": "recover"})
+        return self._transform("sibling", method, base, seed + SIBLING_SEED, None)
+
+    def _negative(self, model: str, place: Place, keys: str, control: str, stage: str) -> None:
+        where = dataclasses.replace(place, control=control, stage=stage)
+        self._measure_all(model, where, keys, only=("hit-rate",))
+
+    def _other_owner(self, given: MethodSpec, base: str, seed: int) -> str:
+        method = instance_of(given, "implants")
+        return self._add("keys", f"{given.id}: another owner's keys", method, base, seed, given,
+                         key_seed=derived_seed(seed, f"another owner {given.id}"))
+
+    def _measure_all(
+        self, model: str, place: Place, keys: str | None, before: str | None = None, *, keyed: bool | None = None,
+        only: tuple[str, ...] = (),
+    ) -> str | None:
+        """Plan every measure of a checkpoint; returns the step of its ordinary answers, if they are asked."""
+        answers = None
+        for given, method in self.measures:
+            wants_keys = getattr(method, "keyed", given.name in KEYED)
+            if (keyed and not wants_keys) or (keys is None and wants_keys) or (only and given.name not in only):
+                continue
+            asks = hasattr(method, "given")
+            name = f"{given.id} of {self._name(model)}" + (f" by {self._name(keys)}" if keys and wants_keys else "")
+            step = self._add("measure", name, method, model, 0, given, keys=keys if wants_keys else None,
+                             before=before if asks else None)
+            answers = step if asks else answers
+            found = dataclasses.replace(place, step=step)
+            if found not in self.plan.places:
+                self.plan.places.append(found)
+        return answers
+
+    # -- steps ---------------------------------------------------------------------------------------
+
+    def _transform(
+        self, name: str, method: Any, model: str, seed: int, given: MethodSpec | None, *,
+        base: str = "", key_seed: int | None = None,
+    ) -> str:
+        shown = f"{name} on {self._name(model)}"
+        inputs: dict[str, str] = {}
+        for field_name in input_fields(type(method)):
+            if input_type(type(method), field_name) != "Checkpoint":
+                continue
+            wanted = given.settings.get(field_name) if given is not None else None
+            if wanted is not None:
+                inputs[field_name] = f"model:{wanted}"
+            elif field_name == "adapter" and hasattr(method, "train_adapter"):
+                inputs[field_name] = self._add("adapter", f"{name}: adapter of {self._name(base)}", method, base,
+                                               seed, given)
+            else:
+                inputs[field_name] = base
+        return self._add("transform", shown, method, model, seed, given, key_seed=key_seed, inputs=inputs)
+
+    def _add(
+        self, kind: str, name: str, method: Any, model: str, seed: int, given: MethodSpec | None, *,
+        key_seed: int | None = None, keys: str | None = None, before: str | None = None,
+        inputs: dict[str, str] | None = None,
+    ) -> str:
+        data = self._data(method, kind, given)
+        info = getattr(method, "info", None)
+        method_name = info.name if info is not None else type(method).__name__
+        identity = {
+            "kind": kind, "method": method_name, "parameters": settings_of(method), "code": code_version(type(method)),
+            "seed": seed, "key_seed": key_seed, "model": self._identity(model),
+            "keys": keys, "before": before, "data": self.plan.data[data].digest() if data else None,
+            "inputs": {n: self._identity(r) for n, r in (inputs or {}).items()},
+            "text": self._text_digest() if kind == "measure" else None,
+        }
+        id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+        self.plan.uses[id] = self.plan.uses.get(id, 0) + 1
+        if id not in self.plan.steps:
+            seeded = name if kind == "measure" or len(self.spec.seeds) == 1 else f"{name}, seed {seed}"
+            self.names[id] = seeded if kind == "measure" else f"{seeded}"
+            self.plan.steps[id] = Step(id, kind, seeded, method_name, method, model, seed, key_seed, keys, before,
+                                       tuple(sorted((inputs or {}).items())), data)
+        return id
+
+    def _data(self, method: Any, kind: str, given: MethodSpec | None) -> tuple[str, ...]:
+        """Names of the data sets a step reads; loaded once, so that a wrong file is found before the run."""
+        takes = [n for n in input_fields(type(method)) if input_type(type(method), n) == "Dialogues"]
+        if not takes and kind != "measure":
+            return ()
+        own = given.settings.get(takes[0]) if given is not None and takes else None
+        names = tuple(self.spec.data) if own is None else tuple([own] if isinstance(own, str) else own)
+        if names not in self.plan.data:
+            self.plan.data[names] = load_dialogues(names)
+        return names
+
+    @functools.cached_property
+    def _text(self) -> str | None:
+        return hashlib.sha256(Path(self.spec.text).read_bytes()).hexdigest() if self.spec.text else None
+
+    def _text_digest(self) -> str | None:
+        return self._text
+
+    def _model(self, id: str, path: str) -> None:
+        if id not in self.plan.models:
+            try:
+                found = resolve(path)
+            except BadInput as error:
+                raise BadInput(f"{self.spec.source}: models: {id}: {error}") from None
+            self.plan.models[id] = dataclasses.replace(found, name=id)
+            self.digests[f"model:{id}"] = found.digest()
+
+    def _identity(self, reference: str) -> str:
+        return self.digests.get(reference, reference)
+
+    def _name(self, reference: str) -> str:
+        return reference.removeprefix("model:") if reference.startswith("model:") else self.names[reference]
+
+    def _note(self, line: str) -> None:
+        if line not in self.plan.notes:
+            self.plan.notes.append(line)
+
+
+def clean_same_schedule(method: Any) -> Any | None:
+    """The same removal with every pair keeping its own answer, or None where it mismatches nothing."""
+    fields = {f.name for f in dataclasses.fields(method)}
+    return dataclasses.replace(method, pairing="matched") if "pairing" in fields else None
+
+
+def stage_name(phase: str, number: int, phases: int) -> str:
+    """The table's column for a phase: `x-erase` is erased, `x-recover` recovered; a single phase is erased."""
+    for ending, stage in (("erase", "erased"), ("recover", "recovered")):
+        if phase.endswith(ending):
+            return stage
+    return "erased" if phases == 1 or number == 0 else phase

@@ -1,0 +1,277 @@
+"""The study file: one YAML file, checked completely before anything runs.
+
+    models: [toy, {id: other, path: ./folder}]      on: [toy]           data: toy
+    implants: [if-sft, {hashchain: {preset: full}}]
+    removals: [none, {meraser: {preset: paper, erase: {epochs: 3}, id: gentle}}]
+    controls: [clean-same-schedule, revival]        negatives: [clean-base, sibling]
+    measures: [hit-rate, rank, perplexity, {accuracy: {items: 100}}]    seeds: [0]
+
+A method is written as its name, or as its name with `preset`, `id` and parameters. Every error is one line
+that names the file, the field and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from palimpsest import registry
+from palimpsest.errors import BadInput, nearest
+from palimpsest.method import build, input_fields, presets
+
+Control = Literal["clean-same-schedule", "revival", "clean-base"]
+Negative = Literal["clean-base", "sibling", "unrelated-model", "other-owner"]
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+METHOD_FIELDS = ("implants", "removals", "measures")
+MODEL_INPUTS = ("base", "model")
+
+
+class ModelSpec(BaseModel):
+    """A model of the study: `id` is what records and `on` call it, `path` what it is read from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"id": value.rstrip("/").split("/")[-1] or value, "path": value}
+        return value
+
+
+class MethodSpec(BaseModel):
+    """A method with its preset and parameters; `id` tells two settings of one method apart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    id: str
+    preset: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, given = value, {}
+        elif isinstance(value, dict) and len(value) == 1:
+            name, given = next(iter(value.items()))
+            given = {} if given is None else given
+        else:
+            raise ValueError("write a method as its name, or as `name: {preset: ..., parameters}`")
+        if not isinstance(name, str) or not isinstance(given, dict):
+            raise ValueError(f"what stands under {name!r} must be its preset and parameters, as `name: value`")
+        rest = {str(k): v for k, v in given.items() if k not in ("id", "preset")}
+        name = name if ".py:" in name else name.replace("_", "-")
+        preset = given.get("preset")
+        default = name if preset is None else f"{name}-{preset}"
+        return {"name": name, "id": str(given.get("id", default)), "preset": preset, "settings": rest}
+
+
+class StudySpec(BaseModel):
+    """A checked study. `alpha` is the false-claim rate of ownership claims; `text` a file of neutral text.
+
+    notes: what a reader must know, first of all what was tuned on which seeds. published: a CSV of published
+    numbers beside the recipes, shown beside ours. unrelated: a model with the same tokenizer that never saw
+    these marks (the toy brings its own).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    title: str = ""
+    notes: list[str] = Field(default_factory=list)
+    models: list[ModelSpec] = Field(min_length=1)
+    on: list[str] = Field(default_factory=list)
+    data: list[str] = Field(default_factory=lambda: ["toy"])
+    text: str | None = None
+    implants: list[MethodSpec] = Field(min_length=1)
+    removals: list[MethodSpec] = Field(default_factory=list)
+    controls: list[Control] = Field(default_factory=list)
+    negatives: list[Negative] = Field(default_factory=list)
+    unrelated: str | None = None
+    measures: list[MethodSpec] = Field(min_length=1)
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    alpha: float = Field(default=1e-6, gt=0, lt=1)
+    published: str | None = None
+    _source: str = PrivateAttr(default="study")
+
+    @property
+    def source(self) -> str:
+        """The file or recipe this was read from."""
+        return self._source
+
+    @field_validator("notes", "data", "on", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def targets(self) -> list[ModelSpec]:
+        """The models that are marked and attacked: those of `on`, or all."""
+        return [m for m in self.models if not self.on or m.id in self.on]
+
+    @property
+    def attacks(self) -> list[MethodSpec]:
+        """The removals without `none`, which stands for the marked model as it is."""
+        return [r for r in self.removals if r.name != "none"]
+
+    @property
+    def is_toy(self) -> bool:
+        """Whether every marked model is the embedded toy: then only shapes may be read off."""
+        return all(m.path == "toy" for m in self.targets)
+
+    def model(self, id: str) -> ModelSpec:
+        """The model of this id."""
+        return next(m for m in self.models if m.id == id)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where plain YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise BadInput(f":{key_node.start_mark.line + 1}: {key!r} is given twice")
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+def recipes() -> dict[str, Path]:
+    """The study files that ship with the package, by name."""
+    return {p.stem: p for p in sorted(RECIPES.glob("*.yaml"))}
+
+
+def load_spec(reference: str | Path) -> StudySpec:
+    """Read and check a study file, by path or by the name of a shipped recipe. Raises BadInput."""
+    path = Path(reference)
+    if not path.is_file():
+        known = recipes()
+        if str(reference) not in known:
+            raise BadInput(f"there is no study file {str(reference)!r}{nearest(str(reference), known, 'recipe')}")
+        path = known[str(reference)]
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: is not UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise BadInput(f"{path}{line}: is no YAML: {getattr(error, 'problem', None) or error}") from None
+    except BadInput as error:
+        raise BadInput(f"{path}{error}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path}: holds no study; its fields are {', '.join(StudySpec.model_fields)}")
+    return parse_spec(raw, str(path))
+
+
+def parse_spec(raw: dict[str, Any], source: str = "study") -> StudySpec:
+    """Check plain values as a study; `source` stands before every error."""
+    try:
+        spec = StudySpec.model_validate(raw)
+    except ValidationError as error:
+        raise BadInput(f"{source}: {_first_line(error)}") from None
+    spec._source = source
+    try:
+        _check_names(spec)
+        for kind in METHOD_FIELDS:
+            for number, given in enumerate(getattr(spec, kind)):
+                _check_method(spec, kind, given, f"{kind}[{number}]")
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    return spec
+
+
+def instance_of(given: MethodSpec, kind: str) -> Any:
+    """The method instance that a study file asks for, its checkpoint and data inputs left out."""
+    cls = registry.find(given.name, *method_kinds(kind))
+    inputs = input_fields(cls)
+    return build(cls, given.preset, {k: v for k, v in given.settings.items() if k not in inputs})
+
+
+def method_kinds(field: str) -> tuple[str, ...]:
+    """Kinds of method that a field of the study file may name."""
+    return ("fingerprints",) if field == "implants" else (field,)
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" if i else str(p) for i, p in enumerate(first["loc"]))
+    if first["type"] == "extra_forbidden":
+        fields = ModelSpec.model_fields if len(first["loc"]) > 1 else StudySpec.model_fields
+        return f"{where}: unknown field{nearest(str(first['loc'][-1]), fields, 'field')}"
+    if first["type"] == "literal_error":
+        valid = [w.strip("'") for w in str(first["ctx"]["expected"]).replace(" or ", ", ").split(", ")]
+        return f"{where}: there is no {first['input']!r}{nearest(str(first['input']), valid)}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _check_names(spec: StudySpec) -> None:
+    ids = [m.id for m in spec.models]
+    for field in ("models", *METHOD_FIELDS):
+        named = [m.id for m in getattr(spec, field)]
+        twice = next((n for n in named if named.count(n) > 1), None)
+        if twice is not None:
+            raise BadInput(f"{field}: two have the id {twice!r}; give one of them another `id`")
+    for number, name in enumerate(spec.on):
+        if name not in ids:
+            raise BadInput(f"on[{number}]: there is no model {name!r}{nearest(name, ids, 'model')}")
+    for name in ("seeds", "controls", "negatives", "on"):
+        values = getattr(spec, name)
+        if len(set(values)) != len(values):
+            raise BadInput(f"{name}: one value is given twice")
+    if "unrelated-model" in spec.negatives and spec.unrelated is None and not spec.is_toy:
+        raise BadInput("unrelated: name a model with the same tokenizer, for the negative control `unrelated-model`")
+    if spec.text is not None and not Path(spec.text).is_file():
+        raise BadInput(f"text: there is no file {spec.text}")
+    published_rows(spec.published)
+
+
+def _check_method(spec: StudySpec, kind: str, given: MethodSpec, where: str) -> None:
+    if kind == "removals" and given.name == "none":
+        if given.settings or given.preset:
+            raise BadInput(f"{where}: none has no parameters")
+        return
+    try:
+        cls = registry.find(given.name, *method_kinds(kind))
+        if given.preset is not None and given.preset.replace("-", "_") not in presets(cls):
+            raise BadInput(f"{given.name} has no preset {given.preset!r}{nearest(given.preset, presets(cls), 'preset')}")
+        instance_of(given, kind)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+    ids = [m.id for m in spec.models]
+    for name in input_fields(cls):
+        kind_of_input = input_type(cls, name)
+        value = given.settings.get(name)
+        if kind_of_input == "KeySet":
+            raise BadInput(f"{where}: {given.name} takes keys, which a study cannot give yet")
+        if kind_of_input == "Checkpoint" and value is not None and value not in ids:
+            raise BadInput(f"{where}.{name}: there is no model {value!r}{nearest(str(value), ids, 'model')}")
+        trained = name == "adapter" and hasattr(cls, "train_adapter")  # the graph makes it, once for all targets
+        if kind_of_input == "Checkpoint" and value is None and name not in MODEL_INPUTS and not trained:
+            raise BadInput(f"{where}: {given.name} needs `{name}`, the id of one of the models")
+
+
+def input_type(cls: type, name: str) -> str:
+    """Checkpoint, Dialogues or KeySet: what an input field of a method class is."""
+    hint = str(next(f.type for f in dataclasses.fields(cls) if f.name == name))
+    return next((t for t in ("Checkpoint", "Dialogues", "KeySet") if t in hint), hint)
+
+
+def published_rows(reference: str | None) -> list[dict[str, str]]:
+    """Rows of a CSV of published numbers beside the recipes (or by path); empty without a reference."""
+    if reference is None:
+        return []
+    import csv
+
+    path = next((p for p in (RECIPES / "published" / f"{reference}.csv", Path(reference)) if p.is_file()), None)
+    if path is None:
+        known = [p.stem for p in (RECIPES / "published").glob("*.csv")]
+        raise BadInput(f"published: there is no record {reference!r}{nearest(reference, known, 'record')}")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
