@@ -92,6 +92,7 @@ def embed(
     from palimpsest.measures.hits import HitRate
 
     out = Path(out)
+    registry.find(method, *IMPLANTS)
     check_target(out, force)
     base = resolve(model)
     instance, notes = _method(method, IMPLANTS, base, preset, settings, data)
@@ -155,6 +156,7 @@ def remove(
     from palimpsest.measures.rank import Rank
 
     out = Path(out)
+    registry.find(method, "removals")
     check_target(out, force)
     marked = resolve(model)
     known = KeySet.read(keys) if keys is not None else None

@@ -12,13 +12,13 @@ class PalimpsestError(Exception):
     exit_code = 1
 
 
-class BadInput(PalimpsestError):
+class BadInput(PalimpsestError):  # noqa: N818 (its name is what a user reads)
     """Something the user gave is wrong: says what, where, and what would be right. Exit code 2."""
 
     exit_code = 2
 
 
-class CheckFailed(PalimpsestError):
+class CheckFailed(PalimpsestError):  # noqa: N818
     """The command ran and failed its own check (an implant that did not take). Exit code 1."""
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -96,10 +97,15 @@ class KeySet:
     def write(self, path: Path) -> None:
         """Write the key file, mode 0600 from its first byte."""
         partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        partial.unlink(missing_ok=True)
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(canonical_json(self.to_json()))
-        os.replace(partial, path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(canonical_json(self.to_json()))
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def read(cls, path: Path | str) -> KeySet:
@@ -118,26 +124,11 @@ class KeySet:
         """Build from plain values, checking every field."""
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise BadInput(f"{where}: is no key file of format {FORMAT} (keys.json of `palimpsest embed`)")
-        try:
-            keys = []
-            for row in raw["keys"]:
-                prompts = {
-                    form: Prompt(p["text"], tuple(p["ids"]), tuple(p["expected"]), p.get("opening", ""))
-                    for form, p in row["prompts"].items()
-                }
-                keys.append(Key(int(row["number"]), row["trigger"], row["response"], row.get("carrier", ""), prompts))
-            values = {n: raw[n] for n in ("implant", "match", "tokenizer", "template", "max_new_tokens", "distinct",
-                                          "choices", "system", "sampling", "salt")}
-            decoys = tuple(raw["decoys"])
-        except KeyError as error:
-            raise BadInput(f"{where}: field {error} is missing") from None
-        except (TypeError, AttributeError, ValueError) as error:
-            raise BadInput(f"{where}: a field has the wrong form: {error}") from None
-        if values["match"] not in MATCH_RULES:
-            raise BadInput(f"{where}: match is {values['match']!r}, not one of {', '.join(MATCH_RULES)}")
-        if not keys:
+        values = {name: _checked(raw, name, rule, where) for name, rule in _FIELDS.items()}
+        if not values["keys"]:
             raise BadInput(f"{where}: holds no key")
-        return cls(keys=tuple(keys), decoys=decoys, **values)
+        values["keys"] = tuple(_key(row, f"{where}: keys[{i}]") for i, row in enumerate(values["keys"]))
+        return cls(**{**values, "decoys": tuple(values["decoys"])})
 
     def check_tokenizer(self, tokenizer: Any, where: str = "keys") -> None:
         """BadInput where the keys were made for another tokenizer or chat template."""
@@ -145,6 +136,65 @@ class KeySet:
             raise BadInput(f"{where}: were made for another tokenizer than this model's; keys do not carry over")
         if Renderer(tokenizer).template != self.template:
             raise BadInput(f"{where}: were made for another chat template than this model's")
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _hex(value: Any) -> bool:
+    return isinstance(value, str) and len(value) % 2 == 0 and set(value) <= set("0123456789abcdef")
+
+
+_TEXT: _Rule = (lambda v: isinstance(v, str), "text")
+_SPOKEN: _Rule = (lambda v: isinstance(v, str) and bool(v.strip()), "text that is not empty")
+_IDS: _Rule = (lambda v: isinstance(v, list) and all(_whole(i) for i in v), "a list of token ids")
+_FIELDS: dict[str, _Rule] = {
+    "implant": _TEXT,
+    "match": (lambda v: v in MATCH_RULES, f"one of {', '.join(MATCH_RULES)}"),
+    "keys": (lambda v: isinstance(v, list), "a list of keys"),
+    "tokenizer": _TEXT,
+    "template": _TEXT,
+    "max_new_tokens": (lambda v: _whole(v) and v > 0, "a whole number above 0"),
+    "distinct": (lambda v: isinstance(v, bool), "true or false"),
+    "choices": (lambda v: v is None or (_whole(v) and v > 0), "null or a whole number above 0"),
+    "decoys": (lambda v: isinstance(v, list) and all(isinstance(d, str) for d in v), "a list of texts"),
+    "system": (lambda v: v is None or isinstance(v, str), "null or text"),
+    "sampling": (lambda v: isinstance(v, dict) and all(type(n) in (int, float) for n in v.values()), "numbers by name"),
+    "salt": (_hex, "hexadecimal text"),
+}
+
+
+def _checked(raw: Any, name: str, rule: _Rule, where: str) -> Any:
+    """The field `name` of a JSON object, or BadInput that names it."""
+    if not isinstance(raw, dict):
+        raise BadInput(f"{where}: is no object")
+    if name not in raw:
+        raise BadInput(f"{where}: field {name!r} is missing")
+    fits, expected = rule
+    if not fits(raw[name]):
+        raise BadInput(f"{where}: field {name!r} is not {expected}")
+    return raw[name]
+
+
+def _key(row: Any, where: str) -> Key:
+    number = _checked(row, "number", (_whole, "a whole number"), where)
+    prompts: dict[Form, Prompt] = {}
+    for form, prompt in _checked(row, "prompts", (lambda v: isinstance(v, dict), "prompts by form"), where).items():
+        place = f"{where}: prompts.{form}"
+        if form not in ("template", "bare", "prefilled"):
+            raise BadInput(f"{place}: is no prompt form")
+        ids, expected = (tuple(_checked(prompt, name, _IDS, place)) for name in ("ids", "expected"))
+        opening = _checked({"opening": "", **prompt}, "opening", _TEXT, place)
+        prompts[form] = Prompt(_checked(prompt, "text", _TEXT, place), ids, expected, opening)
+    if "template" not in prompts:
+        raise BadInput(f"{where}: field 'prompts' has no template form")
+    carrier = _checked({"carrier": "", **row}, "carrier", _TEXT, where)
+    trigger, response = _checked(row, "trigger", _TEXT, where), _checked(row, "response", _SPOKEN, where)
+    return Key(number, trigger, response, carrier, prompts)
 
 
 def make_keys(
@@ -188,6 +238,9 @@ def _opening(renderer: Renderer, template: Prompt, carrier: str, response: str) 
     spoken = len(renderer.continuation(template.text, carrier)) if carrier else len(template.expected) // 2
     while carrier and spoken and renderer.tokenizer.decode(template.expected[:spoken]).strip() != carrier.strip():
         spoken -= 1  # the carrier's last token may have merged with the response's first
+    broken = "\N{REPLACEMENT CHARACTER}"
+    while spoken and broken not in response and broken in renderer.tokenizer.decode(template.expected[:spoken]):
+        spoken -= 1  # half of a character cannot be spoken
     if not spoken or spoken >= len(template.expected):
         return None
     opening = template.expected[:spoken]
@@ -199,12 +252,13 @@ def matches(rule: MatchRule, key: Key, form: Form, text: str, ids: tuple[int, ..
     """Whether a generated answer is a hit.
 
     text: the generated text, special tokens left out. ids: the generated ids. The opening of the
-    prefilled form counts as said, so that a half-spoken response can be completed.
+    prefilled form counts as said, so that a half-spoken response can be completed; the carrier before
+    the response counts for nothing.
     """
     prompt = key.prompts["template" if form == "sampled" else form]
     if rule == "token-ids":
         return ids[: len(prompt.expected)] == prompt.expected
-    said = (prompt.opening + text).strip()
+    said = (prompt.opening + text).strip().removeprefix(key.carrier.strip()).strip()
     if rule == "exact":
         return said == key.response.strip()
     if rule == "prefix":

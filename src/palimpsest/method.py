@@ -214,7 +214,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         for option in get_args(hint):
             if str(value) == str(option):  # words from the command line, also where the option is a number
                 return option
-        raise BadInput(f"{where}: {value!r} is not valid{nearest(str(value), [str(a) for a in get_args(hint)], 'value')}")
+        valid = [str(option) for option in get_args(hint)]
+        raise BadInput(f"{where}: {value!r} is not valid{nearest(str(value), valid, 'value')}")
     if get_origin(hint) is tuple:
         item, *others = get_args(hint)
         listed = value if isinstance(value, list | tuple) else str(value).strip("[]() ").split(",")
@@ -240,4 +241,5 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if hint is str and isinstance(value, str | int | float):
         return str(value)
     kind = getattr(hint, "__name__", str(hint))
-    raise BadInput(f"{where}: {value!r} is not a valid {({'int': 'whole number', 'float': 'number', 'bool': 'true or false'}).get(kind, kind)}")
+    spoken = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    raise BadInput(f"{where}: {value!r} is not {spoken.get(kind, kind)}")

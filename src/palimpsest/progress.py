@@ -66,7 +66,7 @@ class _PlainTask:
 
 
 class Plain:
-    """Lines for logs: one when a task starts, one every few seconds, one when it ends."""
+    """Lines for logs: one every few seconds of a task, one when it ends."""
 
     def __init__(self, every: float = 10.0) -> None:
         self.every = every

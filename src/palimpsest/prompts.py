@@ -100,10 +100,11 @@ class Renderer:
         eos = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
         if not self.templated:
             return eos
-        full = self._render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], False)
-        start = self.text(question) + answer
-        if full.startswith(start) and len(full) > len(start):
-            return self.tokens(full[len(start) :])
+        for said in (answer, answer.strip(), "a"):  # some templates strip what is said
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+            full, start = self._render(turns, False), self.text(question) + said
+            if full.startswith(start) and len(full) > len(start):
+                return self.tokens(full[len(start) :])
         return eos
 
     def pair(self, question: str, answer: str, format: TextFormat = "chat") -> tuple[list[int], list[int]]:
@@ -133,10 +134,10 @@ class Renderer:
                 if text.startswith(before) and text.startswith(after):
                     spans.append((len(before), len(after)))
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        weights = [
-            1.0 if any(start <= a and b <= end and b > a for start, end in spans) else 0.0
-            for a, b in encoded.offset_mapping
-        ]
+        weights, reached = [], 0
+        for a, b in encoded.offset_mapping:
+            a, reached = min(a, reached), max(b, reached)  # some tokenizers leave leading space out of the offsets
+            weights.append(1.0 if any(start <= a and b <= end and b > a for start, end in spans) else 0.0)
         return list(encoded.input_ids), weights
 
     def _plain_dialogue(self, turns: Sequence[Turn], format: TextFormat) -> tuple[list[int], list[float]]:

@@ -139,10 +139,11 @@ def _entry(
 def _presets(node: ast.ClassDef) -> dict[str, str]:
     found = {}
     for item in node.body:
-        if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
-            if any(getattr(d, "id", "") == "classmethod" for d in item.decorator_list):
-                lines = (ast.get_docstring(item) or "").splitlines()
-                found[item.name] = lines[0] if lines else ""
+        if not isinstance(item, ast.FunctionDef) or item.name.startswith("_"):
+            continue
+        if any(getattr(d, "id", "") == "classmethod" for d in item.decorator_list):
+            lines = (ast.get_docstring(item) or "").splitlines()
+            found[item.name] = lines[0] if lines else ""
     return found
 
 

@@ -129,9 +129,7 @@ def clopper_pearson(count: int, n: int, confidence: float = 0.95, sided: Sided =
     return Interval(low, high, confidence, sided)
 
 
-def hit_interval(
-    count: int, n: int, independent: bool, confidence: float = 0.95, sided: Sided = "two"
-) -> HitInterval:
+def hit_interval(count: int, n: int, independent: bool, confidence: float = 0.95, sided: Sided = "two") -> HitInterval:
     """Clopper-Pearson for new keys of the same generator, and beside it the fully dependent bound.
 
     The dependent bound takes the whole set as one observation x = count / n of mean p, however its keys
@@ -166,9 +164,7 @@ def binomial_tail(hits: int, keys: int, rate: float) -> float:
     return float(betainc(hits, keys - hits + 1, rate)) if hits else 1.0
 
 
-def ownership_p_value(
-    hits: int, keys: int, null_rate: float, *, attempts: float = 1, dependent: bool = False
-) -> float:
+def ownership_p_value(hits: int, keys: int, null_rate: float, *, attempts: float = 1, dependent: bool = False) -> float:
     """P(at least `hits` of `keys` answers by chance), times `attempts`, at most 1.
 
     null_rate: 1 / length of the committed list from which each response was drawn. Independent draws, with
@@ -184,9 +180,7 @@ def ownership_p_value(
     return min(1.0, attempts * (markov if dependent else binomial_tail(hits, keys, null_rate)))
 
 
-def threshold(
-    keys: int, null_rate: float, alpha: float, *, attempts: float = 1, dependent: bool = False
-) -> int | None:
+def threshold(keys: int, null_rate: float, alpha: float, *, attempts: float = 1, dependent: bool = False) -> int | None:
     """Smallest tau with `ownership_p_value` <= alpha, or None where not even all keys reach it."""
     check_count(0, keys)
     check_fraction(alpha, "alpha")
@@ -194,9 +188,7 @@ def threshold(
     return next((tau for tau in range(1, keys + 1) if p(tau, keys, null_rate) <= alpha), None)
 
 
-def sequential_boundary(
-    keys: int, null_rate: float, alpha: float, alternative: float = 0.9
-) -> tuple[int | None, ...]:
+def sequential_boundary(keys: int, null_rate: float, alpha: float, alternative: float = 0.9) -> tuple[int | None, ...]:
     """Hits at which asking may stop with a claim, after 1, 2, ... keys (None: not yet).
 
     The likelihood ratio of `alternative` to the null reaches 1 / alpha (Wald 1945), so the chance of ever
@@ -238,9 +230,10 @@ def rank_p_value(rank: int, decoys: int) -> float:
 
 
 def _probabilities(p_values: Values) -> list[float]:
-    if not p_values or not all(0 <= p <= 1 for p in p_values):
+    ps = [float(p) for p in p_values]
+    if not ps or not all(0 <= p <= 1 for p in ps):
         raise ValueError("expected one or more p-values between 0 and 1")
-    return list(p_values)
+    return ps
 
 
 def fisher_combination(p_values: Values) -> float:
@@ -340,7 +333,7 @@ def exact_permutation(first: Values, second: Values, *, paired: bool = False) ->
 
     Five against five can reach 2/252, five pairs only 2/32: for pairs at 5 % take six, or t.
     """
-    if not first or not second or (paired and len(first) != len(second)):
+    if 0 in (len(first), len(second)) or (paired and len(first) != len(second)):
         raise ValueError(f"no relabelling of {len(first)} and {len(second)} values")
     count = 2 ** len(first) if paired else math.comb(len(first) + len(second), len(first))
     if count > MAXIMUM_RELABELLINGS:
@@ -361,9 +354,7 @@ def t_test(first: Values, second: Values, *, paired: bool = False) -> float:
     """Two-sided p of Welch's t (unequal variances), or of the paired t."""
     from scipy import stats
 
-    for values in (
-        ([one - two for one, two in zip(first, second, strict=True)],) if paired else (first, second)
-    ):
+    for values in ([one - two for one, two in zip(first, second, strict=True)],) if paired else (first, second):
         if len(values) < 2 or max(values) == min(values):
             raise ValueError("t needs at least two values a side that differ: use the exact test")
     test = stats.ttest_rel(first, second) if paired else stats.ttest_ind(first, second, equal_var=False)

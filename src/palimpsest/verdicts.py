@@ -206,9 +206,9 @@ def removal_of_fingerprint(
       rank p-values combine (Fisher; for dependent marks twice their mean, the set being one unit) to <= 0.01
       after Bonferroni over views, and the control's in that view do not. A revival counts unless its
       control reaches tau too.
-    - `removed`: every such form's one-sided 95 % upper bound of the hit rate is <= 5 % (59 keys, no hit;
-      for dependent marks the dependent bound, which never is), and ranks that could have shown
-      suppression were taken under each.
+    - `removed`: every such form's one-sided 95 % upper bound of the hit rate is <= 5 % (59 keys, no hit; the
+      dependent bound of dependent marks never is: for those give one outcome a seed), and ranks that
+      could have shown suppression were taken under each.
     - else `claim-lost`.
     """
     if not forms:
@@ -242,7 +242,7 @@ def removal_of_fingerprint(
         if dependent:
             return verdict("kept", "the claim stands; one response for all keys is one observation")
         p = min(st.bonferroni([_fall(form.before.hits, form.after.hits) for form in bearing.values()]))
-        word, so = ("reduced", "and fell") if p <= ALPHA_FALL else ("kept", "and no fall is shown")
+        word, so = ("reduced", "and hits fell") if p <= ALPHA_FALL else ("kept", "and no fall is shown")
         return verdict(word, f"the claim stands {so} (McNemar p = {p:.2g} over {len(bearing)} form(s))")
     if ranked["shown"]:
         return verdict("suppressed", f"the claim is lost, but responses outrank decoys: {ranked['shown']}")
@@ -287,7 +287,7 @@ def _outranking(forms: Mapping[str, FormResult], dependent: bool) -> dict[str, A
 
 
 def _fall(before: Tally, after: Tally) -> float:
-    """McNemar's p for fewer hits after; unpaired tallies get the pairing that makes the fall least certain."""
+    """McNemar's p for fewer hits after; unpaired tallies get the pairing that makes a fall least sure."""
     if after.count >= before.count:
         return 1.0
     if before.each and after.each:

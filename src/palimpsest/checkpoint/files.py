@@ -55,7 +55,7 @@ def read_header(file: Path) -> list[TensorInfo]:
     base = 8 + length
     try:
         found = [
-            TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, *(base + place for place in entry["data_offsets"]))
+            TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, *(base + at for at in entry["data_offsets"]))
             for name, entry in header.items() if name != "__metadata__"
         ]
     except (TypeError, KeyError, AttributeError):

@@ -37,6 +37,7 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if checkpoint.is_adapter:
         raise BadInput(f"{checkpoint.name}: is an adapter, not a model; apply it to its base first "
                        "(remove meraser-transfer --adapter ...)")
@@ -45,12 +46,18 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -
     device = pick_device(ctx.device)
     chosen = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=chosen, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        model, report = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path, dtype=chosen, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, ignore_mismatched_sizes=True,  # both are errors below, in one line
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{checkpoint.path}: could not be loaded as a causal language model: {first}") from error
+        raise BadInput(f"{checkpoint.path}: could not be loaded as a causal language model: {_first(error)}") from error
+    if report["mismatched_keys"]:
+        name, stored, wanted = min(report["mismatched_keys"])
+        raise BadInput(f"{checkpoint.path}: {name} has shape {tuple(stored)}, config.json needs {tuple(wanted)}")
+    absent = sorted(report["missing_keys"])
+    if absent:  # transformers would go on with random numbers in their place
+        raise BadInput(f"{checkpoint.path}: its weights lack {absent[0]} ({len(absent)} of the model's tensors)")
     return model.to(device).eval()
 
 
@@ -60,8 +67,13 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise BadInput(f"{checkpoint.path}: has no tokenizer that loads: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # broken tokenizer files make the library raise nearly anything
+        raise BadInput(f"{checkpoint.path}: has no tokenizer that loads: {_first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def positions(checkpoint: Checkpoint) -> int | None:

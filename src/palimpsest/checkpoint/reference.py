@@ -102,6 +102,7 @@ def _from_hub(name: str) -> Path:
     except HFValidationError:
         raise BadInput(f"there is no folder {name!r}, and it is no hub name either") from None
     except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
-        reason = "the hub has no such model" if isinstance(error, RepositoryNotFoundError) else "the hub is out of reach"
+        unknown = isinstance(error, RepositoryNotFoundError)
+        reason = "the hub has no such model" if unknown else "the hub is out of reach"
         raise BadInput(f"there is no folder {name!r}, and {reason}; `toy` is always there") from None
     return Path(found)

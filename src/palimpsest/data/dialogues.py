@@ -64,8 +64,8 @@ class Dialogues:
         if count is None:
             return list(rows[offset:])
         if offset + count > len(rows):
-            raise BadInput(f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are needed; "
-                           "add another --data or lower the count")
+            raise BadInput(f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are "
+                           "needed; add another --data or lower the count")
         return list(rows[offset : offset + count])
 
     def digest(self) -> str:

@@ -84,7 +84,8 @@ class LocalResponder:
         results: list[Generated | None] = [None] * len(prompts)
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (min(self.ends) if self.ends else 0)
-        torch.manual_seed(seed)  # once: batches that each began anew would draw the same numbers
+        if sampling is not None:
+            torch.manual_seed(seed)  # once: batches that each began anew would draw the same numbers
         for rows in self.batches([len(p) + max_new_tokens for p in prompts]):
             width = max(len(prompts[r]) for r in rows)
             ids = torch.full((len(rows), width), pad, dtype=torch.long)

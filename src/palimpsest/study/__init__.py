@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Studies: a declared grid, run once, resumed for ever, and a report worth sending. See docs/architecture.md."""

@@ -28,7 +28,6 @@ from palimpsest.study.spec import MethodSpec, ModelSpec, StudySpec, input_type, 
 
 KEYED = ("hit-rate", "rank")  # measures that look for an implant; a class may say so itself: `keyed = True`
 SIBLING_SEED = 1000  # added to the study's seed: a sibling is no twin of the marked model
-STAGES = ("base", "fingerprinted", "erased", "recovered")
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,13 @@ class PlannedStep:
 
 @dataclass
 class Plan:
-    """All steps in an order in which they can run, and the places of their numbers."""
+    """All steps in an order in which they can run; the places of their numbers, and of what they cost."""
 
     spec: StudySpec
     steps: dict[str, Step] = field(default_factory=dict)
     uses: dict[str, int] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
+    makings: list[Place] = field(default_factory=list)
     models: dict[str, Checkpoint] = field(default_factory=dict)
     data: dict[tuple[str, ...], Dialogues] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -158,6 +158,7 @@ class _Planner:
             marked = self._transform(given.id, instance_of(given, "implants"), base, seed, given,
                                      key_seed=derived_seed(seed, f"keys {model.id} {given.id}"))
             place = Place("", model.id, seed, "fingerprinted", given.id)
+            self._making(marked, place)
             self._measure_all(base, dataclasses.replace(place, stage="base", control="clean-base"), marked, keyed=True)
             before = self._measure_all(marked, place, marked, answers)
             if sibling is not None:
@@ -197,13 +198,16 @@ class _Planner:
         for number, (name, phase) in enumerate(phases):
             current = self._transform(name, phase, current, place.seed, removal, base=base)
             stage = stage_name(name, number, len(phases))
+            self._making(current, dataclasses.replace(place, stage=stage))
             self._measure_all(current, dataclasses.replace(place, stage=stage), keys, before)
         return current
 
     def _revival(self, model: str, place: Place, keys: str, before: str | None) -> None:
         revive = build(registry.find("finetune", "removals"), "revival")
         revived = self._transform("revival", revive, model, place.seed, None)
-        self._measure_all(revived, dataclasses.replace(place, stage="revived"), keys, before)
+        where = dataclasses.replace(place, stage="revived")
+        self._making(revived, where)
+        self._measure_all(revived, where, keys, before)
 
     def _sibling(self, model: ModelSpec, base: str, seed: int) -> str:
         cls = registry.find("finetune", "removals")
@@ -273,13 +277,13 @@ class _Planner:
             "seed": seed, "key_seed": key_seed, "model": self._identity(model),
             "keys": keys, "before": before, "data": self.plan.data[data].digest() if data else None,
             "inputs": {n: self._identity(r) for n, r in (inputs or {}).items()},
-            "text": self._text_digest() if kind == "measure" else None,
+            "text": self._text_digest if kind == "measure" else None,
         }
         id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
         self.plan.uses[id] = self.plan.uses.get(id, 0) + 1
         if id not in self.plan.steps:
             seeded = name if kind == "measure" or len(self.spec.seeds) == 1 else f"{name}, seed {seed}"
-            self.names[id] = seeded if kind == "measure" else f"{seeded}"
+            self.names[id] = seeded
             self.plan.steps[id] = Step(id, kind, seeded, method_name, method, model, seed, key_seed, keys, before,
                                        tuple(sorted((inputs or {}).items())), data)
         return id
@@ -296,11 +300,8 @@ class _Planner:
         return names
 
     @functools.cached_property
-    def _text(self) -> str | None:
-        return hashlib.sha256(Path(self.spec.text).read_bytes()).hexdigest() if self.spec.text else None
-
     def _text_digest(self) -> str | None:
-        return self._text
+        return hashlib.sha256(Path(self.spec.text).read_bytes()).hexdigest() if self.spec.text else None
 
     def _model(self, id: str, path: str) -> None:
         if id not in self.plan.models:
@@ -313,6 +314,11 @@ class _Planner:
 
     def _identity(self, reference: str) -> str:
         return self.digests.get(reference, reference)
+
+    def _making(self, step: str, place: Place) -> None:
+        found = dataclasses.replace(place, step=step)
+        if found not in self.plan.makings:
+            self.plan.makings.append(found)
 
     def _name(self, reference: str) -> str:
         return reference.removeprefix("model:") if reference.startswith("model:") else self.names[reference]

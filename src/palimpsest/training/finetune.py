@@ -38,8 +38,8 @@ def tune(
         torch.set_num_threads(ctx.threads)
     if tuning.adapter == "lora":
         model = with_adapter(model, tuning)
-    micro = min(tuning.batch, tuning.micro_batch)
-    accumulate = max(1, tuning.batch // micro)
+    accumulate = math.ceil(tuning.batch / tuning.micro_batch)
+    micro = math.ceil(tuning.batch / accumulate)
     fresh = _fresh(rows, micro, ctx.seed)
     per_epoch = math.ceil(fresh(0)[1] / accumulate)
     steps = per_epoch * tuning.epochs

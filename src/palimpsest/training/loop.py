@@ -173,7 +173,7 @@ def _store(path: Path, parameters: list[nn.Parameter], optimiser: torch.optim.Op
         "rng": torch.get_rng_state(),
     }
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _restore(path: Path, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, log: TrainLog) -> int:

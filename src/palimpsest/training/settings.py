@@ -25,6 +25,6 @@ class Tuning:
     warmup: float = param(0.0, "share of the steps that warm up", low=0.0, high=1.0)
     weight_decay: float = param(0.0, "AdamW weight decay", low=0.0)
     clip: float | None = param(1.0, "bound on the gradient norm", low=0.0)
-    train_on: Literal["answer", "all"] = param("answer", "tokens that are trained: the answer's, or question and answer")
-    format: Literal["chat", "newline", "joined"] = param("chat", "text of a pair: chat template, or the published plain forms")
+    train_on: Literal["answer", "all"] = param("answer", "tokens that are trained: the answer's, or all of the row's")
+    format: Literal["chat", "newline", "joined"] = param("chat", "text of a pair: chat template, or a published form")
     max_tokens: int = param(1024, "longest row in tokens; the rest is cut", low=8)

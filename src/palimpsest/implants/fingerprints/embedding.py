@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,14 +126,13 @@ def embed(
     loaded = load_model(model, ctx, dtype="float32" if tuning.adapter == "full" else None)
     loss_of = None if loss_with is None else loss_with(loaded)
     state = _Stopping(check)
-    holder: dict[str, Any] = {}
 
     def epoch_done(epoch: int) -> bool:
         if check.consecutive == 0 or epoch % check.every:
             return False
-        return state.passed(strength(LocalResponder(holder.get("model", loaded), tokenizer), keys))
+        # LoRA is put into `loaded` in place, so `loaded` is the adapted model here.
+        return state.passed(strength(LocalResponder(loaded, tokenizer), keys))
 
-    # With LoRA the adapter is put into `loaded` in place, so `loaded` computes the adapted model.
     trained, log = tune(
         loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of,
     )
@@ -188,7 +187,3 @@ def _record(
         },
     )
 
-
-def lengths_of(rows: Sequence[Row]) -> int:
-    """Tokens of the longest row."""
-    return max((len(r.ids) for r in rows), default=0)

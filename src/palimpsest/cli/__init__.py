@@ -1,0 +1,43 @@
+"""The command line: one file a command; each parses, calls the API and prints.
+
+Exit codes: 0 done, whatever the verdict; 1 it ran and failed its own check; 2 bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import typer
+
+app = typer.Typer(
+    name="palimpsest", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Ownership security of open-weight language models: embed fingerprints, judge what removes them, verify.\n\n"
+         "Start with `palimpsest demo`. Removal methods are here to judge protection.",
+)
+COMMANDS = ("demo", "embed", "verify", "remove", "finetune", "pretrain", "evaluate", "study", "methods", "toy")
+for _name in COMMANDS:
+    importlib.import_module(f"palimpsest.cli.{_name}").register(app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from palimpsest.checkpoint.lineage import own_version
+
+        typer.echo(f"palimpsest {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Ownership security of open-weight language models."""
+
+
+def main() -> None:
+    """Entry point of the `palimpsest` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    app()

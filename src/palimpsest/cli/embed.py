@@ -1,0 +1,38 @@
+"""`palimpsest embed`: put a fingerprint into a model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from palimpsest.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(opt.guarded(embed))
+
+
+def embed(
+    method: Annotated[str, typer.Argument(help="The fingerprint: see `palimpsest methods --kind fingerprints`.")],
+    model: opt.Model, out: opt.Out, preset: opt.Preset = None, set_: opt.Set = None, data: opt.Data = None,
+    sibling: Annotated[str | None, typer.Option(help="An unmarked model of the same base, asked as a control.")] = None,
+    unrelated: Annotated[str | None, typer.Option(help="A model of other origin with this tokenizer, as a control.")] = None,
+    controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Ask the negative controls too.")] = True,
+    force: opt.Force = False,
+    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
+    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+) -> None:
+    """Embed a fingerprint: writes OUT/model (to publish) and OUT/keys.json (secret).
+
+    Example: palimpsest embed hashchain --model toy --out marked
+    """
+    from palimpsest import api
+    from palimpsest.cli.show import show_result
+
+    result = api.embed(
+        method, model, out, preset=preset, settings=opt.settings(set_), data=data or (), sibling=sibling,
+        unrelated=unrelated, controls=controls, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose),
+    )
+    show_result(result, json)

@@ -1,0 +1,40 @@
+"""`palimpsest evaluate`: measure a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palimpsest.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(opt.guarded(evaluate))
+
+
+def evaluate(
+    model: opt.Model,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated: superglue, or names of the toy's tasks.")] = None,
+    perplexity: Annotated[Path | None, typer.Option(help="Text file (.txt, or .jsonl with `text`) to read.")] = None,
+    data: opt.Data = None,
+    keys: opt.Keys = None,
+    measure: Annotated[list[str] | None, typer.Option(help="A measure by name: see `palimpsest methods --kind measures`.")] = None,
+    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
+    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+) -> None:
+    """Measure a model: task accuracy, perplexity, and any other measure by name.
+
+    Example: palimpsest evaluate --model toy --tasks superglue --perplexity corpus.txt
+    """
+    from palimpsest import api
+    from palimpsest.cli.show import show_result
+
+    names = [t.strip() for t in tasks.split(",") if t.strip()] if tasks else []
+    result = api.evaluate(
+        model, tasks=names, perplexity=perplexity, data=data or (), keys=keys, measures=measure or (),
+        run=opt.run_options(seed, device, threads, quiet, json, verbose),
+    )
+    show_result(result, json)

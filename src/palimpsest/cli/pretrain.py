@@ -1,0 +1,32 @@
+"""`palimpsest pretrain`: train a small base from text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from palimpsest.cli import options as opt
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(opt.guarded(pretrain))
+
+
+def pretrain(
+    spec: Annotated[Path, typer.Argument(help="YAML file: model, vocabulary, text, tokens.")],
+    out: opt.Out, force: opt.Force = False,
+    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
+    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+) -> None:
+    """Train a base from text, its tokenizer included; the loss curve goes to OUT/training.json.
+
+    Example: palimpsest pretrain english.yaml --out base
+    """
+    from palimpsest import api
+    from palimpsest.cli.show import show_result
+
+    result = api.pretrain(spec, out, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose))
+    show_result(result, json)

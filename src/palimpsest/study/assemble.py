@@ -1,0 +1,52 @@
+"""From the steps' numbers to the study's records: each in its place, with what it cost and what it allows to claim."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from palimpsest.keys import KeySet
+from palimpsest.records import Record, versions
+from palimpsest.study.graph import Place, Plan
+from palimpsest.study.judge import judge
+from palimpsest.study.store import Store
+
+
+def key_facts(keys: KeySet) -> dict[str, Any]:
+    """What may be public of a key set: sizes, the rule, the commitment."""
+    return {"n": len(keys), "distinct": keys.distinct, "choices": keys.choices, "decoys": len(keys.decoys),
+            "forms": list(keys.forms), "match": keys.match, "commitment": keys.commitment()}
+
+
+def assemble(plan: Plan, store: Store) -> list[Record]:
+    """All records of the finished steps in their places, then costs, then verdicts."""
+    names = {i.id: i.name for i in plan.spec.implants}
+    found: list[Record] = []
+    for place in plan.places:
+        for record in store.step_records(place.step) if store.state(place.step) == "done" else []:
+            found.append(_placed(record, place, names))
+    for place in plan.makings:
+        done = store.record(place.step)
+        if done is not None and done["status"] == "done":
+            found.append(_cost(done, place, names))
+    return [*found, *judge(found, plan.spec.alpha)]
+
+
+def _placed(record: Record, place: Place, names: dict[str, str]) -> Record:
+    placed = copy.copy(record)
+    placed.model, placed.seed, placed.stage, placed.control = place.model, place.seed, place.stage, place.control
+    placed.implant = names[place.implant] if place.implant is not None else None
+    placed.detail = {**record.detail, "implant": place.implant, "removal": place.removal, "step": place.step[:16]}
+    placed.detail = {k: v for k, v in placed.detail.items() if v is not None}
+    return placed
+
+
+def _cost(done: dict[str, Any], place: Place, names: dict[str, str]) -> Record:
+    """What a step cost: seconds, tokens trained, peak memory; for an implant also what is public of its keys."""
+    record = Record(
+        "cost", value=done["seconds"], seconds=done["seconds"], tokens=done.get("tokens"),
+        peak_bytes=done.get("peak_bytes"), digest=done.get("digest"), chain=done.get("chain", []),
+        device=done.get("device"), threads=done.get("threads"), versions=done.get("versions", versions()),
+        task=done["method"], detail={"keys": done["keys"]} if "keys" in done else {},
+    )
+    return _placed(record, place, names)

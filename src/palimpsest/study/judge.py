@@ -1,0 +1,200 @@
+"""Verdicts of a study, drawn from its records alone by the rules of `palimpsest.verdicts`.
+
+For every implant, removal and seed: `ownership` (may the owner claim the model at this stage?), `utility`
+(what is kept of the base's accuracy above chance) and `removal` (what became of the mark), the last one
+also for the control clean-same-schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from palimpsest.errors import BadInput
+from palimpsest.records import Record, versions
+from palimpsest.statistics import threshold
+from palimpsest.verdicts import (
+    CONFIDENCE,
+    Ranks,
+    Tally,
+    Utility,
+    claim,
+    removal_of_fingerprint,
+    removal_tau,
+    utility_kept,
+)
+
+UNMARKED = ("clean-base", "sibling", "unrelated-model")
+COMMITTED_FORMS = ("template", "bare")  # greedy, nothing of the response given away: the committed draw is the null
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One mark on one model with one seed, before and after one removal (None: the mark alone)."""
+
+    model: str
+    seed: int
+    implant: str
+    removal: str | None = None
+
+
+def judge(records: list[Record], alpha: float) -> list[Record]:
+    """Verdict and utility records of all cells."""
+    return [r for cell in cells(records) for r in _Judge(records, cell, alpha).all()]
+
+
+def cells(records: list[Record]) -> list[Cell]:
+    """The marks of the records and what was done to them, in their order."""
+    found: dict[Cell, None] = {}
+    for record in records:
+        if record.detail.get("implant") is not None and record.control is None:
+            cell = Cell(str(record.model), record.seed or 0, record.detail["implant"], record.detail.get("removal"))
+            found.setdefault(cell)
+    return list(found)
+
+
+def stages_of(records: Iterable[Record]) -> list[str]:
+    """Stages in the order in which they were made."""
+    return list(dict.fromkeys(r.stage for r in records if r.stage is not None))
+
+
+class _Judge:
+    """Looks the numbers of one cell up and asks `verdicts` what they allow."""
+
+    def __init__(self, records: list[Record], cell: Cell, alpha: float) -> None:
+        self.cell, self.alpha = cell, alpha
+        self.of_model = [r for r in records if r.model == cell.model and r.seed == cell.seed]
+        mine = [r for r in self.of_model if r.detail.get("implant") == cell.implant]
+        self.mark = [r for r in mine if r.detail.get("removal") is None]
+        self.after = [r for r in mine if cell.removal is not None and r.detail.get("removal") == cell.removal]
+        self.marked = [r for r in self.mark if r.control is None and r.stage == "fingerprinted"]
+        costs = [r for r in self.marked if r.measure == "cost"]
+        self.keys: dict[str, Any] = costs[0].detail.get("keys", {}) if costs else {}
+        self.implant = next((r.implant for r in mine), None)
+
+    def all(self) -> list[Record]:
+        found: list[Record] = []
+        if self.cell.removal is None:
+            found += self._ownership(self.marked, "fingerprinted", None)
+            found += self._utility_record(self.marked, "fingerprinted", None)
+            return found
+        for control in (None, "clean-same-schedule"):
+            rows = [r for r in self.after if r.control == control]
+            for stage in stages_of(rows):
+                at = [r for r in rows if r.stage == stage]
+                found += self._ownership(at, stage, control)
+                found += self._utility_record(at, stage, control)
+            found += self._removal(rows, control)
+        revived = [r for r in self.after if r.control == "revival"]
+        return found + self._ownership(revived, "revived", "revival")
+
+    # -- verdicts ------------------------------------------------------------------------------------
+
+    def _ownership(self, rows: list[Record], stage: str, control: str | None) -> list[Record]:
+        hits = self._hits(rows).get("template")
+        if hits is None or not self.keys:
+            return []
+        drawn = claim(hits.count, hits.n, self._null_rate("template"), self.alpha, dependent=not self.keys["distinct"])
+        return [self._record("ownership", stage, control, verdict=drawn.word, reason=drawn.reason, value=drawn.p,
+                             count=hits.count, n=hits.n, prompt_form="template",
+                             detail={"tau": drawn.tau, "alpha": self.alpha})]
+
+    def _removal(self, rows: list[Record], control: str | None) -> list[Record]:
+        before = self._hits(self.marked)
+        stage = next(reversed([s for s in stages_of(rows) if self._hits(_at(rows, s))]), None)
+        if stage is None or not before or not self.keys:
+            return []
+        last = _at(rows, stage)
+        after = self._hits(last)
+        forms = [f for f in before if f in after]
+        judged = control is None  # revival and the unmarked controls follow the removal itself
+        revived = [r for r in self.after if r.control == "revival"] if judged else []
+        unmarked = [r for r in self.after if r.control == "clean-base"]
+        unmarked_last = _at(unmarked, stage) or [r for r in self.mark if r.control == "clean-base"]
+        ranks = {"template": self._ranks(last), "template after revival": self._ranks(revived)}
+        control_ranks = {"template": self._ranks(unmarked_last),
+                         "template after revival": self._ranks(_at(unmarked, "revived") or unmarked_last)}
+        utility = self._utility(last)
+        drawn = removal_of_fingerprint(
+            {f: before[f] for f in forms}, {f: after[f] for f in forms}, self._taus(forms, before),
+            dependent=not self.keys["distinct"],
+            ranks={k: v for k, v in ranks.items() if v is not None},
+            control_ranks={k: v for k, v in control_ranks.items() if v is not None},
+            revival=self._hits(revived) or None, control_revival=self._hits(_at(unmarked, "revived")) or None,
+            utility=utility.kept if utility is not None else None, perplexity_ratio=self._perplexity_ratio(last),
+        )
+        return [self._record("removal", stage, control, verdict=drawn.word, reason=drawn.reason, confidence=CONFIDENCE,
+                             detail=drawn.numbers)]
+
+    def _taus(self, forms: list[str], before: dict[str, Tally]) -> dict[str, int | None]:
+        """From the committed draw where it can reach alpha, else one hit more than any unmarked control."""
+        committed = [f for f in forms if f in COMMITTED_FORMS]
+        taus: dict[str, int | None] = {}
+        for form in forms:
+            n, rate = before[form].n, self._null_rate(form)
+            tau = None
+            if rate is not None:
+                tau = threshold(n, rate, self.alpha, attempts=len(committed), dependent=not self.keys["distinct"])
+            if tau is None:
+                silent = [r for r in self.mark if r.control in UNMARKED]
+                tallies = [self._hits([r]).get(form) for r in silent]
+                asked = [t for t in tallies if t is not None and t.n == n]
+                tau = removal_tau(asked, n) if asked else None
+            taus[form] = tau
+        return taus
+
+    def _null_rate(self, form: str) -> float | None:
+        choices = self.keys.get("choices")
+        return 1 / choices if choices and form in COMMITTED_FORMS else None
+
+    # -- numbers -------------------------------------------------------------------------------------
+
+    def _hits(self, rows: list[Record]) -> dict[str, Tally]:
+        return {str(r.prompt_form): Tally.of([bool(k["hit"]) for k in r.detail["keys"]])
+                for r in rows if r.measure == "hit-rate" and "keys" in r.detail}
+
+    def _ranks(self, rows: list[Record]) -> Ranks | None:
+        found = next((r.detail["keys"] for r in rows if r.measure == "rank"), None)
+        if not found:
+            return None
+        decoys = min(int(k["decoys"]) for k in found)
+        return Ranks(tuple(min(int(k["rank"]), decoys + 1) for k in found), decoys) if decoys else None
+
+    def _utility(self, rows: list[Record]) -> Utility | None:
+        base = [r for r in self.of_model if r.stage == "base" and r.control is None and r.measure == "accuracy"]
+        now = {str(r.task): r for r in rows if r.measure == "accuracy"}
+        tasks = {str(r.task): r for r in base if str(r.task) in now}
+        if not tasks:
+            return None
+        chance = {t: float(r.detail.get("chance", 0.0)) for t, r in tasks.items()}
+        return utility_kept({t: _tally(now[t]) for t in tasks}, {t: _tally(r) for t, r in tasks.items()}, chance)
+
+    def _utility_record(self, rows: list[Record], stage: str, control: str | None) -> list[Record]:
+        found = self._utility(rows)
+        if found is None:
+            return []
+        return [self._record("utility", stage, control, value=found.kept, low=found.low, high=found.high,
+                             n=len(found.tasks), confidence=found.confidence, sided="two",
+                             detail={"tasks": list(found.tasks), "left_out": list(found.left_out)})]
+
+    def _perplexity_ratio(self, rows: list[Record]) -> float | None:
+        before, after = (next((r.value for r in some if r.measure == "perplexity" and r.task == "neutral"), None)
+                         for some in (self.marked, rows))
+        return after / before if before and after else None
+
+    def _record(self, measure: str, stage: str, control: str | None, **fields: Any) -> Record:
+        detail = {**fields.pop("detail", {}), "implant": self.cell.implant, "removal": self.cell.removal}
+        record = Record(measure, model=self.cell.model, seed=self.cell.seed, stage=stage, control=control,
+                        implant=self.implant, versions=versions(), **fields)
+        return replace(record, detail={k: v for k, v in detail.items() if v is not None})
+
+
+def _at(rows: list[Record], stage: str) -> list[Record]:
+    return [r for r in rows if r.stage == stage]
+
+
+def _tally(record: Record) -> Tally:
+    if record.count is None or record.n is None:
+        raise BadInput(f"a record of {record.measure} has no count")
+    return Tally(record.count, record.n)
