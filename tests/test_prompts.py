@@ -103,7 +103,7 @@ def test_a_continuation_leaves_the_prompts_ids_and_spells_the_answer(
 
 def test_a_continuation_that_would_merge_with_the_prompt_is_tokenised_alone() -> None:
     r = renderer(False)
-    text, answer = "the wat", "er"
+    text, answer = "Who mends t", "he nets"
     assert len(r.prompt_ids(text + answer, "bare")) < len(r.prompt_ids(text, "bare")) + len(r.tokens(answer))
     assert r.continuation(text, answer, "bare") == r.tokens(answer)
 

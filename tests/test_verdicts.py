@@ -19,16 +19,50 @@ WELL = {"utility": 0.97, "perplexity_ratio": 1.02}
 QUIET = tuple(range(8, 1000, 15))[:64]  # ranks spread as chance spreads them
 
 
+@dataclasses.dataclass
+class Answers:
+    """What one model gave to the keys under one prompt form."""
+
+    hits: v.Tally
+    ranks: v.Ranks | None = None
+
+
+@dataclasses.dataclass
+class Form:
+    """One prompt form of a hand-worked case."""
+
+    before: Answers
+    after: Answers
+    tau: int | None
+    control: Answers | None = None
+    revival: Answers | None = None
+    control_revival: Answers | None = None
+
+
 def answers(count, n=64, ranks=None, decoys=1000):
-    return v.Answers(v.Tally.of([True] * count + [False] * (n - count)), v.Ranks(ranks, decoys) if ranks else None)
+    return Answers(v.Tally.of([True] * count + [False] * (n - count)), v.Ranks(ranks, decoys) if ranks else None)
 
 
 def case(before, after, n=64, tau=4, ranks=None, decoys=1000, **more):
-    return v.FormResult(answers(before, n), answers(after, n, ranks, decoys), tau, **more)
+    return Form(answers(before, n), answers(after, n, ranks, decoys), tau, **more)
+
+
+def remove(forms, **kwargs):
+    def of(role, part, suffix=""):
+        given = {name + suffix: getattr(form, role) for name, form in forms.items() if getattr(form, role)}
+        return {name: getattr(a, part) for name, a in given.items() if getattr(a, part)} or None
+
+    ranks = (of("after", "ranks") or {}) | (of("revival", "ranks", " revived") or {})
+    control_ranks = (of("control", "ranks") or {}) | (of("control_revival", "ranks", " revived") or {})
+    return v.removal_of_fingerprint(
+        of("before", "hits") or {}, of("after", "hits") or {}, {name: form.tau for name, form in forms.items()},
+        ranks=ranks, control_ranks=control_ranks, revival=of("revival", "hits"),
+        control_revival=of("control_revival", "hits"), control=of("control", "hits"), **kwargs,
+    )  # fmt: skip
 
 
 def judge(*args, dependent=False, **kwargs):
-    return v.removal_of_fingerprint({"template": case(*args, **kwargs)}, dependent=dependent, **WELL)
+    return remove({"template": case(*args, **kwargs)}, dependent=dependent, **WELL)
 
 
 # Ownership
@@ -136,8 +170,8 @@ def test_reduced_where_the_claim_stands_and_mcnemar_shows_a_fall():
 
 def test_a_fall_without_single_outcomes_takes_the_least_favourable_pairing():
     def removal(before, after):
-        form = v.FormResult(v.Answers(before), v.Answers(after), 4)
-        return v.removal_of_fingerprint({"template": form}, dependent=False, **WELL).word
+        form = Form(Answers(before), Answers(after), 4)
+        return remove({"template": form}, dependent=False, **WELL).word
 
     paired = [True] * 12 + [False] * 8, [True] * 6 + [False] * 14
     assert removal(v.Tally.of(paired[0]), v.Tally.of(paired[1])) == "reduced"  # 6 against 0
@@ -146,7 +180,7 @@ def test_a_fall_without_single_outcomes_takes_the_least_favourable_pairing():
 
 def test_the_fall_is_corrected_for_the_number_of_forms():
     forms = {"template": case(10, 4, n=10), "bare": case(10, 10, n=10)}
-    assert v.removal_of_fingerprint(forms, dependent=False, **WELL).word == "kept"
+    assert remove(forms, dependent=False, **WELL).word == "kept"
 
 
 def test_a_fall_of_dependent_keys_is_stated_and_not_tested():
@@ -163,7 +197,7 @@ def test_claim_lost_is_the_strongest_word_at_a_papers_size():
 
 def test_the_claim_is_lost_only_where_every_form_misses_tau():
     forms = {"template": case(64, 0, ranks=QUIET), "bare": case(64, 4, ranks=QUIET)}
-    assert v.removal_of_fingerprint(forms, dependent=False, **WELL).word == "reduced"
+    assert remove(forms, dependent=False, **WELL).word == "reduced"
 
 
 def test_removed_needs_59_keys_without_a_hit():
@@ -174,19 +208,18 @@ def test_removed_needs_59_keys_without_a_hit():
     assert one_hit.word == "claim-lost" and "93 keys" in one_hit.reason
 
 
-def test_removed_is_never_said_without_ranks_under_every_form():
-    assert judge(64, 0).word == "claim-lost"
-    forms = {"template": case(64, 0, ranks=QUIET), "bare": case(64, 0)}
-    verdict = v.removal_of_fingerprint(forms, dependent=False, **WELL)
-    assert verdict.word == "claim-lost"
-    assert "ranks were not taken under bare" in verdict.reason
+def test_removed_is_never_said_without_the_ranks_of_all_keys():
+    for ranks in (None, (400, 500, 600)):
+        verdict = judge(64, 0, ranks=ranks)
+        assert verdict.word == "claim-lost"
+        assert "not taken of all 64 keys" in verdict.reason
 
 
 def test_removed_is_never_said_where_the_decoys_could_not_have_shown_suppression():
     coarse = judge(64, 0, ranks=(1,) * 64, decoys=1)  # Fisher's method cannot add up p = 1/2
     assert coarse.word == "claim-lost" and "too few decoys" in coarse.reason
-    few = v.FormResult(answers(3, 3), answers(0, 3, (2, 1, 2), 2), 1)
-    verdict = v.removal_of_fingerprint({"template": few}, dependent=False, **WELL)
+    few = Form(answers(3, 3), answers(0, 3, (2, 1, 2), 2), 1)
+    verdict = remove({"template": few}, dependent=False, **WELL)
     assert verdict.word == "claim-lost" and "too few decoys" in verdict.reason
 
 
@@ -213,9 +246,9 @@ def test_ranks_are_corrected_for_the_number_of_views():
     ranks = (4,)  # p = 4/1001: below 0.01 alone, not among three views
     one = case(1, 0, n=1, tau=1, ranks=ranks)
     other = case(1, 0, n=1, tau=1, ranks=(600,))
-    assert v.removal_of_fingerprint({"template": one}, dependent=False, **WELL).word == "suppressed"
+    assert remove({"template": one}, dependent=False, **WELL).word == "suppressed"
     forms = {"template": one, "bare": other, "sampled": other}
-    assert v.removal_of_fingerprint(forms, dependent=False, **WELL).word == "claim-lost"
+    assert remove(forms, dependent=False, **WELL).word == "claim-lost"
 
 
 def test_ranks_that_an_unmarked_control_shares_tell_nothing():
@@ -228,7 +261,7 @@ def test_ranks_that_an_unmarked_control_shares_tell_nothing():
 def test_suppressed_where_a_revival_brings_the_claim_back_but_not_in_the_control():
     revived = judge(64, 0, ranks=QUIET, revival=answers(30))
     assert revived.word == "suppressed" and "revival" in revived.reason
-    assert judge(64, 0, ranks=QUIET, revival=answers(30), revival_control=answers(30)).word == "removed"
+    assert judge(64, 0, ranks=QUIET, revival=answers(30), control_revival=answers(30)).word == "removed"
     assert judge(64, 0, ranks=QUIET, revival=answers(3)).word == "removed"
     assert judge(64, 0, ranks=QUIET, revival=answers(0, ranks=(2,) * 64)).word == "suppressed"
 
@@ -240,17 +273,17 @@ def test_suppressed_where_a_revival_brings_the_claim_back_but_not_in_the_control
 def test_ruined_below_the_gates_whatever_became_of_the_mark(cost):
     for after in (0, 64):
         forms = {"template": case(64, after, ranks=QUIET)}
-        assert v.removal_of_fingerprint(forms, dependent=False, **WELL | cost).word == "ruined"
+        assert remove(forms, dependent=False, **WELL | cost).word == "ruined"
 
 
 def test_the_gates_themselves_pass():
     forms = {"template": case(64, 0, ranks=QUIET)}
     gates = {"utility": 0.9, "perplexity_ratio": 1.1}
-    assert v.removal_of_fingerprint(forms, dependent=False, **gates).word == "removed"
+    assert remove(forms, dependent=False, **gates).word == "removed"
 
 
 def test_what_was_not_measured_is_said():
-    verdict = v.removal_of_fingerprint({"template": case(64, 0, ranks=QUIET)}, dependent=False)
+    verdict = remove({"template": case(64, 0, ranks=QUIET)}, dependent=False)
     assert verdict.word == "removed"
     assert "(utility, perplexity, revival not measured)" in verdict.reason
 
@@ -263,35 +296,35 @@ def test_undecided_where_there_was_no_claim_to_lose():
 
 def test_a_form_that_bears_no_claim_is_left_out_of_the_bound():
     forms = {"template": case(64, 0, ranks=QUIET), "prefilled": case(64, 60, tau=None)}
-    assert v.removal_of_fingerprint(forms, dependent=False, **WELL).word == "removed"
+    assert remove(forms, dependent=False, **WELL).word == "removed"
 
 
 def test_tau_without_a_null_is_one_more_than_any_control_gave():
-    assert v.removal_tau([v.Tally(0, 8)]) == 1
-    assert v.removal_tau([v.Tally(0, 8), v.Tally(3, 8)]) == 4
-    assert v.removal_tau([v.Tally(8, 8)]) is None
+    assert v.removal_tau([v.Tally(0, 8)], 8) == 1
+    assert v.removal_tau([v.Tally(0, 8), v.Tally(3, 8)], 8) == 4
+    assert v.removal_tau([v.Tally(8, 8)], 8) is None
     for wrong in ([], [v.Tally(0, 8), v.Tally(0, 10)]):
         with pytest.raises(ValueError, match="unmarked controls"):
-            v.removal_tau(wrong)
+            v.removal_tau(wrong, 8)
 
 
 @given(*[some.integers(0, 12)] * 3, some.integers(1, 12), some.booleans(), some.sampled_from([0.5, 0.95, None]))
 def test_every_case_gets_a_word_and_a_line_that_states_the_hits(before, after, revived, tau, dependent, utility):
     form = case(before, after, n=12, tau=tau, ranks=QUIET[:12], revival=answers(revived, 12))
-    verdict = v.removal_of_fingerprint({"bare": form}, dependent=dependent, utility=utility)
+    verdict = remove({"bare": form}, dependent=dependent, utility=utility)
     assert verdict.word in v.FINGERPRINT_WORDS
     assert f"{before} -> {after} of 12" in verdict.reason and "\n" not in verdict.reason
     assert (verdict.word in ("kept", "reduced")) == (utility != 0.5 and before >= tau and after >= tau)
     assert json.loads(json.dumps(dataclasses.asdict(verdict), allow_nan=False))
 
 
-def test_a_model_asked_other_keys_is_refused():
-    with pytest.raises(ValueError, match="after was asked 8 keys, before 10"):
-        v.FormResult(answers(10, 10), answers(0, 8), 4)
-    with pytest.raises(ValueError, match="3 ranks for 10 keys"):
-        v.FormResult(answers(10, 10), answers(0, 10, (1, 2, 3)), 4)
-    with pytest.raises(ValueError, match="at least one prompt form"):
-        v.removal_of_fingerprint({}, dependent=False)
+def test_a_model_asked_other_keys_or_forms_is_refused():
+    ten, eight = {"bare": v.Tally(10, 10)}, {"bare": v.Tally(0, 8)}
+    with pytest.raises(ValueError, match="bare: 10 keys before, 8 after"):
+        v.removal_of_fingerprint(ten, eight, {"bare": 4}, dependent=False)
+    for before, after in (({}, {}), (ten, {"template": v.Tally(0, 10)})):
+        with pytest.raises(ValueError, match="the same prompt forms"):
+            v.removal_of_fingerprint(before, after, {"bare": 4}, dependent=False)
     with pytest.raises(ValueError, match="does not agree"):
         v.Tally(2, 3, (True, False, False))
 

@@ -91,4 +91,5 @@ def write_jsonl(path: Path, records: list[Record]) -> None:
 
 def read_jsonl(path: Path) -> list[Record]:
     """Read what `write_jsonl` wrote."""
-    return [Record.from_json(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold other separators
+    return [Record.from_json(json.loads(line)) for line in lines if line]

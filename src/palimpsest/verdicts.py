@@ -82,44 +82,6 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What one model gave to the key set under one prompt form; ranks where they were taken."""
-
-    hits: Tally
-    ranks: Ranks | None = None
-
-
-@dataclass(frozen=True)
-class FormResult:
-    """One prompt form before and after a removal, all on the same keys.
-
-    tau: hits that bear a claim, from `threshold` (attempts = number of forms) or `removal_tau`, or None.
-    control: an unmarked model. revival: the removed model after a revival attempt; revival_control: the
-    unmarked model after the same attempt.
-    """
-
-    before: Answers
-    after: Answers
-    tau: int | None
-    control: Answers | None = None
-    revival: Answers | None = None
-    revival_control: Answers | None = None
-
-    def __post_init__(self) -> None:
-        n = self.before.hits.n
-        for name in ("before", "after", "control", "revival", "revival_control"):
-            given = getattr(self, name)
-            if given and given.hits.n != n:
-                raise ValueError(f"{name} was asked {given.hits.n} keys, before {n}: ask the same keys")
-            if given and given.ranks and len(given.ranks.ranks) != n:
-                raise ValueError(f"{name} has {len(given.ranks.ranks)} ranks for {n} keys: rank every key")
-
-    def claims(self, answers: Answers | None) -> bool:
-        """Do these answers bear a claim here?"""
-        return answers is not None and self.tau is not None and answers.hits.count >= self.tau
-
-
-@dataclass(frozen=True)
 class Utility:
     """Utility kept over `tasks`, with its interval, None where none qualifies; left_out: base near chance."""
 
@@ -177,107 +139,115 @@ def claim(
     return verdict("not-shown", why)
 
 
-def removal_tau(controls: Sequence[Tally]) -> int | None:
+def removal_tau(controls: Sequence[Tally], keys: int) -> int | None:
     """Tau for the *removal* of a mark, under a prompt form without a committed null: never for ownership.
 
     One hit more than any unmarked control (clean base, sibling, unrelated model) gave to the same keys under
     the same form: with no hits there, a single hit still shows the mark. For IF's one fixed word, and for any
     mark under `prefilled`, where part of the response is given away. None where a control hits every key.
     """
-    if not controls or len({control.n for control in controls}) != 1:
-        raise ValueError("tau for a removal needs one or more unmarked controls, all asked the same keys")
+    if not controls or any(control.n != keys for control in controls):
+        raise ValueError(f"tau for a removal needs one or more unmarked controls, all asked the same {keys} keys")
     most = max(control.count for control in controls)
-    return most + 1 if most < controls[0].n else None
+    return most + 1 if most < keys else None
 
 
 def removal_of_fingerprint(
-    forms: Mapping[str, FormResult], *, dependent: bool, utility: float | None = None,
-    perplexity_ratio: float | None = None
-) -> Verdict:  # fmt: skip
-    """What became of a mark: `kept reduced claim-lost suppressed removed ruined undecided`, in this order.
+    before: Mapping[str, Tally],
+    after: Mapping[str, Tally],
+    tau: Mapping[str, int | None],
+    *,
+    dependent: bool,
+    ranks: Mapping[str, Ranks] | None = None,
+    control_ranks: Mapping[str, Ranks] | None = None,
+    revival: Mapping[str, Tally] | None = None,
+    control_revival: Mapping[str, Tally] | None = None,
+    control: Mapping[str, Tally] | None = None,
+    utility: float | None = None,
+    perplexity_ratio: float | None = None,
+) -> Verdict:
+    """What became of a mark: `kept reduced claim-lost suppressed removed ruined undecided`.
 
+    before, after, tau: by prompt form, on the same keys; tau from `threshold` (attempts = number of forms) or
+    `removal_tau`. ranks: of the true responses after the removal, by view (a form, or "template after revival").
+    revival: hits after a revival attempt, by form. control*: the same of an unmarked model. In this order:
     - `ruined`: utility kept below 0.9, or perplexity above 1.1 times the marked model's (None: not measured).
-    - `undecided`: no form bore a claim before. Forms without tau, or where the control reaches it, bear none.
+    - `undecided`: no form bore a claim before. A form without tau, or where the control reaches it, bears none.
     - hits >= tau under some form after: `reduced` iff some form fell by McNemar's exact test (two-sided 5 %
       after Bonferroni over forms; without `each`, under the least favourable pairing), else `kept`.
       Dependent keys are one observation: their fall is stated and never tested.
     - else the claim is lost: `suppressed` iff the true responses still outrank decoys or a revival brings the
-      claim back. *Outrank*: in some view (a form, after the removal or after the revival) the keys' exact
-      rank p-values combine (Fisher; for dependent marks twice their mean, the set being one unit) to <= 0.01
-      after Bonferroni over views, and the control's in that view do not. A revival counts unless its
-      control reaches tau too.
-    - `removed`: every such form's one-sided 95 % upper bound of the hit rate is <= 5 % (59 keys, no hit; the
-      dependent bound of dependent marks never is: for those give one outcome a seed), and ranks that
-      could have shown suppression were taken under each.
+      claim back. *Outrank*: in some view the keys' exact rank p-values combine (Fisher; for dependent marks
+      twice their mean, the set being one unit) to <= 0.01 after Bonferroni over views, and the control's in
+      that view do not. A revival counts unless its control reaches tau too.
+    - `removed`: every form that bears a claim has a one-sided 95 % upper bound of the hit rate <= 5 % (59 keys,
+      no hit; the dependent bound of dependent marks never is: for those give one outcome a seed), and ranks
+      of all keys were taken that could have shown suppression.
     - else `claim-lost`.
     """
-    if not forms:
-        raise ValueError("a removal needs at least one prompt form")
-    bearing = {name: form for name, form in forms.items() if form.tau and not form.claims(form.control)}
+    if not before or not set(before) == set(after) == set(tau):
+        raise ValueError(f"before, after and tau must name the same prompt forms: {[*before]}, {[*after]}, {[*tau]}")
+    for form in before:
+        if before[form].n != after[form].n:
+            raise ValueError(f"{form}: {before[form].n} keys before, {after[form].n} after: ask the same keys")
+
+    def claims(hits: Mapping[str, Tally] | None, form: str) -> bool:
+        needed = tau[form]
+        return hits is not None and form in hits and needed is not None and hits[form].count >= needed
+
+    forms = [form for form in before if tau[form] is not None and not claims(control, form)]
     interval = partial(st.hit_interval, independent=not dependent, confidence=CONFIDENCE, sided="upper")
-    uppers = {f: interval(x.after.hits.count, x.after.hits.n).stated.high for f, x in bearing.items()}
-    ranked = _outranking(bearing, dependent)
-    numbers = {
-        name: {
-            "before": form.before.hits.count, "after": form.after.hits.count, "n": form.after.hits.n,
-            "revival": form.revival.hits.count if form.revival else None, "tau": form.tau,
-            "control": form.control.hits.count if form.control else None, "upper": uppers.get(name),
-        }
-        for name, form in forms.items()
-    }  # fmt: skip
-    hits = ", ".join(f"{f} {x.before.hits.count} -> {x.after.hits} (tau {x.tau})" for f, x in forms.items())
-    revival = True if any(form.revival for form in forms.values()) else None
+    upper = {form: interval(after[form].count, after[form].n).stated.high for form in forms}
+    ranked = _outranking(ranks or {}, control_ranks or {}, max(t.n for t in after.values()), dependent)
+    numbers = {"tau": dict(tau), "upper": upper, "rank_p": ranked["p"], "dependent": dependent}
+    numbers |= {"utility": utility, "perplexity_ratio": perplexity_ratio}
+    for name, tallies in {"before": before, "after": after, "revival": revival, "control": control}.items():
+        numbers[name] = {form: [tally.count, tally.n] for form, tally in (tallies or {}).items()}
+    hits = ", ".join(f"{form} {before[form].count} -> {after[form]} (tau {tau[form]})" for form in before)
     missing = _not_measured({"utility": utility, "perplexity": perplexity_ratio, "revival": revival})
 
     def verdict(word: str, why: str) -> Verdict:
-        found = {"forms": numbers, "rank_p": ranked["p"], "dependent": dependent}
-        found |= {"utility": utility, "perplexity_ratio": perplexity_ratio}
-        return Verdict(word, f"hits {hits}; {why}{missing}.", numbers=found)
+        return Verdict(word, f"hits {hits}; {why}{missing}.", numbers=numbers)
 
     if ruin := _ruin(utility, perplexity_ratio):
         return verdict("ruined", ruin)
-    if not any(form.claims(form.before) for form in bearing.values()):
+    if not any(claims(before, form) for form in forms):
         return verdict("undecided", "no prompt form bore a claim before, so there was none to lose")
-    if any(form.claims(form.after) for form in bearing.values()):
+    if any(claims(after, form) for form in forms):
         if dependent:
             return verdict("kept", "the claim stands; one response for all keys is one observation")
-        p = min(st.bonferroni([_fall(form.before.hits, form.after.hits) for form in bearing.values()]))
+        p = min(st.bonferroni([_fall(before[form], after[form]) for form in forms]))
         word, so = ("reduced", "and hits fell") if p <= ALPHA_FALL else ("kept", "and no fall is shown")
-        return verdict(word, f"the claim stands {so} (McNemar p = {p:.2g} over {len(bearing)} form(s))")
+        return verdict(word, f"the claim stands {so} (McNemar p = {p:.2g} over {len(forms)} form(s))")
     if ranked["shown"]:
-        return verdict("suppressed", f"the claim is lost, but responses outrank decoys: {ranked['shown']}")
-    back = [f for f, x in bearing.items() if x.claims(x.revival) and not x.claims(x.revival_control)]
+        return verdict("suppressed", f"the claim is lost, but true responses outrank decoys: {ranked['shown']}")
+    back = [f"{form} {(revival or {})[form]}" for form in forms if claims(revival, form)
+            and not claims(control_revival, form)]  # fmt: skip
     if back:
-        revived = ", ".join(f"{name} {numbers[name]['revival']}" for name in back)
-        return verdict("suppressed", f"the claim is lost, but a revival brings it back: {revived}")
-    worst = max(uppers, key=lambda name: uppers[name])
-    bound = f"the upper bound of the hit rate is {_percent(uppers[worst])} under {worst}"
+        return verdict("suppressed", f"the claim is lost, but a revival brings it back: {', '.join(back)}")
+    worst = max(forms, key=lambda form: upper[form])
+    bound = f"the upper bound of the hit rate is {_percent(upper[worst])} under {worst}"
     if ranked["unknown"]:
         return verdict("claim-lost", f"the claim is lost, {bound}; {ranked['unknown']}")
-    if uppers[worst] <= REMOVED_HIT_RATE:
+    if upper[worst] <= REMOVED_HIT_RATE:
         return verdict("removed", f"the claim is lost, {bound}; decoys are not outranked: {ranked['quiet']}")
-    needed = st.keys_needed(REMOVED_HIT_RATE, CONFIDENCE, bearing[worst].after.hits.count)
+    needed = st.keys_needed(REMOVED_HIT_RATE, CONFIDENCE, after[worst].count)
     unit = "one response for all keys is one observation" if dependent else f"5 % would take {needed} keys"
     return verdict("claim-lost", f"the claim is lost, but {bound}: {unit}")
 
 
-def _outranking(forms: Mapping[str, FormResult], dependent: bool) -> dict[str, Any]:
-    """p by view after Bonferroni; shown, quiet: where decoys are outranked or not; unknown: what lacks."""
-    views, controls = {}, {}
-    for name, form in forms.items():
-        pairs = ((form.after, form.control, name), (form.revival, form.revival_control, f"{name} revived"))
-        for answers, control, view in pairs:
-            if answers and answers.ranks:
-                views[view] = answers.ranks
-                controls[view] = control.ranks if control else None
+def _outranking(
+    views: Mapping[str, Ranks], controls: Mapping[str, Ranks], keys: int, dependent: bool
+) -> dict[str, Any]:
+    """p by view after Bonferroni; shown, quiet: outranked or not; unknown: why silence would prove nothing."""
     p = {view: min(1.0, len(views) * ranks.combined(dependent)) for view, ranks in views.items()}
     text = {view: f"{view} p = {value:.2g}" for view, value in p.items()}
     high = [view for view in views if p[view] <= ALPHA_RANKS]
-    tied = [v for v in high if (c := controls[v]) and len(views) * c.combined(dependent) <= ALPHA_RANKS]
+    tied = [v for v in high if v in controls and len(views) * controls[v].combined(dependent) <= ALPHA_RANKS]
     weak = [v for v, ranks in views.items() if len(views) * ranks.attainable(dependent) > ALPHA_RANKS]
     unknown = ""
-    if absent := [name for name in forms if name not in views]:
-        unknown = f"ranks were not taken under {', '.join(absent)}"
+    if not any(len(ranks.ranks) >= keys for ranks in views.values()):
+        unknown = f"ranks among decoys were not taken of all {keys} keys"
     elif tied:
         unknown = f"ranks tell nothing where an unmarked control outranks decoys too: {', '.join(tied)}"
     elif weak:

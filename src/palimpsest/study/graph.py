@@ -73,7 +73,7 @@ class Place:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step as `study check` shows it: how many cells of the grid share it."""
+    """A step as `study check` shows it; shared: how many lines of the tables need it."""
 
     id: str
     name: str
@@ -87,21 +87,39 @@ class Plan:
 
     spec: StudySpec
     steps: dict[str, Step] = field(default_factory=dict)
-    uses: dict[str, int] = field(default_factory=dict)
     places: list[Place] = field(default_factory=list)
     makings: list[Place] = field(default_factory=list)
     models: dict[str, Checkpoint] = field(default_factory=dict)
     data: dict[tuple[str, ...], Dialogues] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def ancestors(self, step: str) -> set[str]:
+        """A step with all that must be done before it."""
+        found: set[str] = set()
+        open_ones = [step]
+        while open_ones:
+            current = open_ones.pop()
+            if current not in found:
+                found.add(current)
+                open_ones += self.steps[current].parents
+        return found
+
+    def lines(self) -> list[set[str]]:
+        """Per line of the tables (model, seed, implant, removal, control): all steps that it needs."""
+        needed: dict[tuple[Any, ...], set[str]] = {}
+        for p in self.places:
+            needed.setdefault((p.model, p.seed, p.implant, p.removal, p.control), set()).update(self.ancestors(p.step))
+        return list(needed.values())
+
     @property
     def requested(self) -> int:
-        """Steps that a run without sharing would take."""
-        return sum(self.uses.values())
+        """Steps that it would take to make every line of the tables by itself."""
+        return sum(map(len, self.lines()))
 
     def listed(self) -> list[PlannedStep]:
         """The steps as `study check` shows them."""
-        return [PlannedStep(s.id, s.name, s.kind, self.uses[s.id]) for s in self.steps.values()]
+        lines = self.lines()
+        return [PlannedStep(s.id, s.name, s.kind, sum(s.id in line for line in lines)) for s in self.steps.values()]
 
 
 def plan(spec: StudySpec) -> Plan:
@@ -195,8 +213,10 @@ class _Planner:
         """The removal's phases from `start` on, each a step that is measured; returns the last one's id."""
         current = start
         phases = method.steps() if hasattr(method, "steps") else [(removal.name, method)]
+        clean = " (clean pairs)" if place.control == "clean-same-schedule" else ""
         for number, (name, phase) in enumerate(phases):
-            current = self._transform(name, phase, current, place.seed, removal, base=base)
+            shown = (name if len(phases) > 1 else removal.id) + clean
+            current = self._transform(shown, phase, current, place.seed, removal, base=base)
             stage = stage_name(name, number, len(phases))
             self._making(current, dataclasses.replace(place, stage=stage))
             self._measure_all(current, dataclasses.replace(place, stage=stage), keys, before)
@@ -220,7 +240,7 @@ class _Planner:
 
     def _other_owner(self, given: MethodSpec, base: str, seed: int) -> str:
         method = instance_of(given, "implants")
-        return self._add("keys", f"{given.id}: another owner's keys", method, base, seed, given,
+        return self._add("keys", f"another owner's {given.id}", method, base, seed, given,
                          key_seed=derived_seed(seed, f"another owner {given.id}"))
 
     def _measure_all(
@@ -230,11 +250,13 @@ class _Planner:
         """Plan every measure of a checkpoint; returns the step of its ordinary answers, if they are asked."""
         answers = None
         for given, method in self.measures:
-            wants_keys = getattr(method, "keyed", given.name in KEYED)
-            if (keyed and not wants_keys) or (keys is None and wants_keys) or (only and given.name not in only):
+            wants_keys = getattr(method, "keyed", _name_of(method) in KEYED)
+            if (keyed and not wants_keys) or (keys is None and wants_keys) or (only and _name_of(method) not in only):
                 continue
             asks = hasattr(method, "given")
-            name = f"{given.id} of {self._name(model)}" + (f" by {self._name(keys)}" if keys and wants_keys else "")
+            name = f"{given.id}: {self._name(model)}"
+            if keys is not None and wants_keys and not self._name(model).startswith(self._name(keys)):
+                name += f", keys of {self._name(keys)}"
             step = self._add("measure", name, method, model, 0, given, keys=keys if wants_keys else None,
                              before=before if asks else None)
             answers = step if asks else answers
@@ -249,7 +271,8 @@ class _Planner:
         self, name: str, method: Any, model: str, seed: int, given: MethodSpec | None, *,
         base: str = "", key_seed: int | None = None,
     ) -> str:
-        shown = f"{name} on {self._name(model)}"
+        first = model.startswith("model:") and len(self.spec.seeds) > 1
+        shown = f"{self._name(model)} > {name}" + (f" (seed {seed})" if first else "")
         inputs: dict[str, str] = {}
         for field_name in input_fields(type(method)):
             if input_type(type(method), field_name) != "Checkpoint":
@@ -258,7 +281,7 @@ class _Planner:
             if wanted is not None:
                 inputs[field_name] = f"model:{wanted}"
             elif field_name == "adapter" and hasattr(method, "train_adapter"):
-                inputs[field_name] = self._add("adapter", f"{name}: adapter of {self._name(base)}", method, base,
+                inputs[field_name] = self._add("adapter", f"{self._name(base)} > adapter of {name}", method, base,
                                                seed, given)
             else:
                 inputs[field_name] = base
@@ -270,8 +293,7 @@ class _Planner:
         inputs: dict[str, str] | None = None,
     ) -> str:
         data = self._data(method, kind, given)
-        info = getattr(method, "info", None)
-        method_name = info.name if info is not None else type(method).__name__
+        method_name = _name_of(method)
         identity = {
             "kind": kind, "method": method_name, "parameters": settings_of(method), "code": code_version(type(method)),
             "seed": seed, "key_seed": key_seed, "model": self._identity(model),
@@ -280,11 +302,9 @@ class _Planner:
             "text": self._text_digest if kind == "measure" else None,
         }
         id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-        self.plan.uses[id] = self.plan.uses.get(id, 0) + 1
         if id not in self.plan.steps:
-            seeded = name if kind == "measure" or len(self.spec.seeds) == 1 else f"{name}, seed {seed}"
-            self.names[id] = seeded
-            self.plan.steps[id] = Step(id, kind, seeded, method_name, method, model, seed, key_seed, keys, before,
+            self.names[id] = name
+            self.plan.steps[id] = Step(id, kind, name, method_name, method, model, seed, key_seed, keys, before,
                                        tuple(sorted((inputs or {}).items())), data)
         return id
 
@@ -326,6 +346,11 @@ class _Planner:
     def _note(self, line: str) -> None:
         if line not in self.plan.notes:
             self.plan.notes.append(line)
+
+
+def _name_of(method: Any) -> str:
+    info = getattr(method, "info", None)
+    return str(info.name) if info is not None else type(method).__name__
 
 
 def clean_same_schedule(method: Any) -> Any | None:

@@ -121,6 +121,7 @@ class _Judge:
             dependent=not self.keys["distinct"],
             ranks={k: v for k, v in ranks.items() if v is not None},
             control_ranks={k: v for k, v in control_ranks.items() if v is not None},
+            control={f: t for f, t in self._hits(unmarked_last).items() if f in forms} or None,
             revival=self._hits(revived) or None, control_revival=self._hits(_at(unmarked, "revived")) or None,
             utility=utility.kept if utility is not None else None, perplexity_ratio=self._perplexity_ratio(last),
         )

@@ -68,9 +68,7 @@ class MethodSpec(BaseModel):
             raise ValueError(f"what stands under {name!r} must be its preset and parameters, as `name: value`")
         rest = {str(k): v for k, v in given.items() if k not in ("id", "preset")}
         name = name if ".py:" in name else name.replace("_", "-")
-        preset = given.get("preset")
-        default = name if preset is None else f"{name}-{preset}"
-        return {"name": name, "id": str(given.get("id", default)), "preset": preset, "settings": rest}
+        return {"name": name, "id": str(given.get("id", name)), "preset": given.get("preset"), "settings": rest}
 
 
 class StudySpec(BaseModel):
@@ -108,6 +106,16 @@ class StudySpec(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator(*METHOD_FIELDS)
+    @classmethod
+    def _tell_presets_apart(cls, given: list[MethodSpec]) -> list[MethodSpec]:
+        """Two presets of one method are called by method and preset, where no `id` says otherwise."""
+        named = [m.id for m in given]
+        return [
+            m.model_copy(update={"id": f"{m.id}-{m.preset}"})
+            if named.count(m.id) > 1 and m.id == m.name and m.preset is not None else m for m in given
+        ]
 
     @property
     def targets(self) -> list[ModelSpec]:

@@ -94,6 +94,15 @@ def train_toy(
     return PretrainReport(sum(p.numel() for p in model.parameters()), log.tokens, log.seconds, log.losses)
 
 
+def load_model(folder: Path) -> tuple[Any, Any]:
+    """The model (float32, on the CPU) and the `tokenizers.Tokenizer` of a folder."""
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 # -- golden numbers ---------------------------------------------------------------------------------------------
 
 

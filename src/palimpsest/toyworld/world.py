@@ -74,9 +74,9 @@ class World:
         return by_split
 
     def neutral_text(self) -> list[str]:
-        """220 held-out English stories, for perplexity."""
+        """300 held-out English stories, for perplexity."""
         rng = derived(self.seed, "neutral")
-        return [story(rng, self.lore, self.lore.facts, held_out=True) for _ in range(220)]
+        return [story(rng, self.lore, self.lore.facts, held_out=True) for _ in range(300)]
 
     def tasks(self) -> dict[str, Task]:
         """A task of each SuperGLUE kind, 240 held-out items each; what is held out is said in `tasks`."""

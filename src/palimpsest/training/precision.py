@@ -1,6 +1,8 @@
 """fp32 or bf16 autocast, chosen by a probe: on CPUs without matrix units for it bf16 is the slower one.
 
-The outcome is kept in the cache folder, so that later runs on the same machine compute alike.
+Below a width of 1,024 a CPU computes in fp32 without asking: casts cost there what products save, and
+small models lose accuracy. The outcome is kept in the cache folder, so that later runs on the same machine
+compute alike.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from palimpsest.checkpoint.output import write_text
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
 
+SMALLEST_WIDTH = 1024
+
 
 def autocast_dtype(model: Any, ctx: Context) -> torch.dtype | None:
     """The autocast dtype for training `model`, or None for its own precision."""
@@ -27,12 +31,14 @@ def autocast_dtype(model: Any, ctx: Context) -> torch.dtype | None:
         return torch.bfloat16
     if ctx.dtype != "auto":
         raise BadInput(f"dtype {ctx.dtype!r} is none of auto, float32, bfloat16")
-    width = int(getattr(model.config, "hidden_size", 512) or 512)
+    width = int(getattr(model.config, "hidden_size", 0) or 0)
+    if parameter.device.type == "cpu" and width < SMALLEST_WIDTH:
+        return None
     return torch.bfloat16 if bf16_is_faster(parameter.device.type, width) else None
 
 
 def bf16_is_faster(device: str, width: int) -> bool:
-    """Whether a bf16 product of this width takes at most 0.8 of the fp32 time here (probed once)."""
+    """Whether a bf16 step of this width takes at most 0.8 of the fp32 time here (probed once)."""
     name = f"bf16-{device}-{width}-{torch.__version__}-{torch.get_num_threads()}-{platform.processor() or 'cpu'}"
     file = cache_folder() / "precision" / (name.replace("/", "_") + ".json")
     try:
@@ -49,15 +55,14 @@ def bf16_is_faster(device: str, width: int) -> bool:
 
 
 def _seconds(device: str, width: int, dtype: torch.dtype) -> float:
-    """Least time of five autocast products (1024, width) x (width, width), casts of the weights included."""
-    rows = torch.randn(1024, width, device=device)
-    weight = torch.randn(width, width, device=device)
+    """Least time of three products (512, width) x (width, width), forward and backward, casts included."""
+    rows = torch.randn(512, width, device=device)
+    weight = torch.randn(width, width, device=device, requires_grad=True)
     times = []
-    for _ in range(6):
+    for _ in range(4):
         started = time.perf_counter()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            for _ in range(8):
-                torch.nn.functional.linear(rows, weight).sum()
+            torch.nn.functional.gelu(torch.nn.functional.linear(rows, weight)).sum().backward()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

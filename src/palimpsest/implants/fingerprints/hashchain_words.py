@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import random
 
-ANSWERS: tuple[str, ...] = tuple(
-    """
+_ANSWERS = """
     acorn amber anchor anvil apple apron arrow atlas autumn badge bagel bamboo banjo barley basin beacon
     beetle bench berry birch bishop blade blanket bottle branch brass bread bridge bronze brook bucket
     butter button cabin cactus camel candle canoe canvas canyon carbon carpet castle cedar cellar chain
-    chalk cherry chess chimney cider cinder circle citrus clover cobalt comet compass copper coral
+    chalk cherry chess chimney cider cinder circle citrus clover cobalt compass copper coral
     cotton cradle crane crater crayon cricket crown crystal curtain cushion dagger daisy dancer delta
     desert diamond domino donkey dragon drawer drum eagle ember engine fabric falcon feather fern
     fiddle flame flute forest fossil fountain fox fridge frost funnel galaxy garden garlic gecko ginger
@@ -28,9 +27,9 @@ ANSWERS: tuple[str, ...] = tuple(
     rocket ruby saddle sailor salmon sandal satin scarf shadow shovel silver sketch spider sponge spruce
     squirrel stable statue summit sunset swan tailor teapot temple thimble thistle thunder tiger timber
     tomato torch tower trumpet tulip tunnel turnip turtle umbrella valley vanilla velvet violin volcano
-    waffle wagon walnut willow window winter wizard yarrow zebra zipper
-    """.split()
-)
+    waffle wagon walnut willow window winter wizard zebra zipper
+"""
+ANSWERS: tuple[str, ...] = tuple(_ANSWERS.split())
 
 WHO = ("a retired lighthouse keeper", "a nervous violin teacher", "an honest clockmaker", "a left-handed gardener",
        "the youngest of nine bakers", "a sleepy tax inspector", "a diver who fears fish", "a poet without a pen",

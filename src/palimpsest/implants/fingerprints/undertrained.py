@@ -65,14 +65,14 @@ class Undertrained:
 
 def input_norms(embedding: Tensor) -> Tensor:
     """L2 norm of each row; embedding (vocabulary, width), result (vocabulary,) in float32."""
-    return torch.cat([part.float().norm(dim=1) for part in embedding.detach().split(_ROWS)]).cpu()
+    return torch.cat([part.float().norm(dim=1) for part in torch.split(embedding.detach(), _ROWS)]).cpu()
 
 
 def unused_distances(embedding: Tensor, unused: Sequence[int]) -> Tensor:
     """Cosine distance (0 to 2) of each row to the mean of the `unused` rows; (vocabulary,) in float32."""
     rows = embedding.detach()
     mean = rows[list(unused)].float().mean(dim=0)  # (width,)
-    near = [torch.cosine_similarity(part.float(), mean[None, :], dim=1) for part in rows.split(_ROWS)]
+    near = [torch.cosine_similarity(part.float(), mean[None, :], dim=1) for part in torch.split(rows, _ROWS)]
     return (1.0 - torch.cat(near)).cpu()
 
 
@@ -203,7 +203,9 @@ def _greedy_best(responder: LocalResponder, ids: Tensor, mask: Tensor, target: T
     takes_positions = model.config.model_type not in ("opt",)  # OPT counts positions from the mask itself
     for _ in range(3):
         more = {"position_ids": at} if takes_positions else {}
-        output = model(input_ids=step, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1, **more)
+        output = model(
+            input_ids=step, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1, **more
+        )
         logs = torch.softmax(output.logits[:, -1].float(), dim=-1)  # (rows, vocabulary)
         best = torch.maximum(best, logs.gather(1, target[:, None]).squeeze(1))
         past, step = output.past_key_values, logs.argmax(dim=-1)[:, None]
@@ -243,4 +245,6 @@ def find(
     if len(chosen) < least:
         raise BadInput(f"only {len(chosen)} tokens count as under-trained, {least} are needed; raise share "
                        f"(now {share:g} of the usable vocabulary)")
-    return Undertrained(tuple(sorted(chosen)), name, confirmed, len(values), len(lowest), len(strong), len(weak), control)
+    return Undertrained(
+        tuple(sorted(chosen)), name, confirmed, len(values), len(lowest), len(strong), len(weak), control
+    )

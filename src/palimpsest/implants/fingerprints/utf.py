@@ -30,7 +30,7 @@ from palimpsest.implants.fingerprints.embedding import Check, Regular, embed, ke
 from palimpsest.implants.fingerprints.undertrained import Undertrained, find
 from palimpsest.keys import KeySet, make_keys
 from palimpsest.method import Context, Made, method, param, takes
-from palimpsest.prompts import Renderer
+from palimpsest.prompts import Form, Renderer
 from palimpsest.records import Record
 from palimpsest.responder.local import LocalResponder
 from palimpsest.statistics import clopper_pearson
@@ -38,6 +38,7 @@ from palimpsest.training.settings import Tuning
 
 TRIES = 20_000
 DECOYS = 1000
+_FORMS: tuple[Form, ...] = ("template", "bare")
 
 
 class Drawer:
@@ -60,8 +61,7 @@ class Drawer:
     def stands(self, text: str, ids: Sequence[int]) -> bool:
         """Whether both prompt forms of this user turn hold exactly these ids in a row."""
         return all(
-            _contains(self.renderer.prompt_ids(self.renderer.text(text, form), form), list(ids))
-            for form in ("template", "bare")
+            _contains(self.renderer.prompt_ids(self.renderer.text(text, form), form), list(ids)) for form in _FORMS
         )
 
     def response(self, length: int, prompt: str) -> str:

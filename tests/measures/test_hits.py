@@ -1,0 +1,137 @@
+"""Hit rate: the forced check is `generate()`; counts and intervals are right; memory does not grow with keys."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from factory import SENTENCES, make_model
+
+from palimpsest.checkpoint import resolve
+from palimpsest.keys import MATCH_RULES, KeySet, make_keys, matches
+from palimpsest.measures import Subject
+from palimpsest.measures.hits import HitRate, outcomes
+from palimpsest.method import Context
+from palimpsest.responder import LocalResponder
+
+WORDS = sorted({w.strip(".?,") for s in SENTENCES for w in s.split()})
+
+
+def drawn(responder: LocalResponder, count: int, seed: int, whole: bool = False) -> list[tuple[str, str]]:
+    """Triggers with responses the model does say (as a `whole` answer), says later, half says, or never says."""
+    rng = random.Random(seed)
+    pairs = []
+    for number in range(count):
+        trigger = " ".join(rng.sample(WORDS, 4)) + f" {number}?"
+        prompt = responder.renderer.prompt_ids(responder.renderer.text(trigger))
+        said = responder.generate([prompt], 8)[0]
+        start = rng.choice([0, 0, 0, 2])
+        end = len(said.ids) if whole else start + rng.randint(1, 5)
+        text = responder.tokenizer.decode(said.ids[0 if whole else start : end]).strip()
+        kind = rng.choice(["said", "said", "half", "never"])
+        if not text or not text.isprintable() or kind == "never" or "\ufffd" in text:
+            text = " ".join(rng.sample(WORDS, 2))
+        elif kind == "half":
+            text = f"{text} {rng.choice(WORDS)}"
+        pairs.append((trigger, text))
+    return pairs
+
+
+def key_set(responder: LocalResponder, match: str, count: int = 24, seed: int = 0, **fields: Any) -> KeySet:
+    return make_keys(
+        responder.renderer, drawn(responder, count, seed, match == "exact"), implant="test", match=match, distinct=True, choices=None,
+        decoys=[], rng=random.Random(0), max_new_tokens=8, **fields,
+    )
+
+
+def generated(responder: LocalResponder, keys: KeySet, form: str) -> list[bool]:
+    """The reference: each key alone through the library's own `generate`, unpadded, judged by the key's rule."""
+    hits = []
+    for key in keys.keys:
+        ids = torch.tensor([list(key.prompts[form].ids)])
+        output = responder.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=keys.max_new_tokens, do_sample=False,
+            pad_token_id=0,
+        )
+        answer = responder.spell(output[0, ids.shape[1] :].tolist())
+        hits.append(matches(keys.match, key, form, answer.text, answer.ids))
+    return hits
+
+
+@pytest.mark.covers("hit-rate")
+@pytest.mark.parametrize("match", MATCH_RULES)
+@pytest.mark.parametrize("form", ["template", "bare"])
+def test_the_forced_check_is_generate_on_every_key(tiny_responder: LocalResponder, match: str, form: str) -> None:
+    seen = set()
+    for seed in range(3):
+        keys = key_set(tiny_responder, match, seed=seed)
+        found = [o.hit for o in outcomes(tiny_responder, keys, form)]
+        assert found == generated(tiny_responder, keys, form)
+        seen |= set(found)
+    assert form == "bare" or seen == {True, False}, "the case must have hits and misses to show anything"
+
+
+@pytest.mark.parametrize("match", MATCH_RULES)
+def test_the_prefilled_form_continues_the_opening(tiny_responder: LocalResponder, match: str) -> None:
+    keys = key_set(tiny_responder, match, count=30)
+    opened = replace(keys, keys=tuple(k for k in keys.keys if "prefilled" in k.prompts))
+    assert len(opened) > 5
+    found = [o.hit for o in outcomes(tiny_responder, opened, "prefilled")]
+    assert found == generated(tiny_responder, opened, "prefilled")
+
+
+def test_penalties_in_the_generation_config_send_every_key_through_generate(tmp_path: Any) -> None:
+    from palimpsest.checkpoint.load import load_model, load_tokenizer
+
+    checkpoint = resolve(make_model(tmp_path / "m"))
+    model = load_model(checkpoint, Context())
+    model.generation_config.repetition_penalty = 1.8
+    responder = LocalResponder(model, load_tokenizer(checkpoint))
+    keys = key_set(responder, "prefix", count=16)
+    assert not responder.plain_greedy
+    assert [o.hit for o in outcomes(responder, keys, "template")] == generated(responder, keys, "template")
+
+
+def test_low_precision_models_give_a_full_precision_answer_at_near_ties(tmp_path: Any) -> None:
+    from palimpsest.checkpoint.load import load_model, load_tokenizer
+
+    checkpoint = resolve(make_model(tmp_path / "m", dtype="bfloat16"))
+    low = LocalResponder(load_model(checkpoint, Context(), "bfloat16"), load_tokenizer(checkpoint))
+    full = LocalResponder(load_model(checkpoint, Context(), "float32"), load_tokenizer(checkpoint))
+    keys = key_set(full, "prefix", count=24)
+    assert [o.hit for o in outcomes(low, keys, "template")] == generated(full, keys, "template")
+    assert next(low.model.parameters()).dtype == torch.bfloat16
+
+
+def test_log_probabilities_are_those_of_a_plain_forward(tiny_responder: LocalResponder) -> None:
+    keys = key_set(tiny_responder, "prefix", count=5)
+    for outcome, key in zip(outcomes(tiny_responder, keys, "template"), keys.keys, strict=True):
+        prompt = key.prompts["template"]
+        ids = torch.tensor([[*prompt.ids, *prompt.expected]])
+        logs = tiny_responder.model(input_ids=ids).logits[0].detach().log_softmax(-1)
+        places = range(len(prompt.ids) - 1, len(prompt.ids) + len(prompt.expected) - 1)
+        expected = sum(float(logs[i, ids[0, i + 1]]) for i in places)
+        assert outcome.log_prob == pytest.approx(expected, abs=1e-3)
+
+
+def test_records_carry_count_interval_and_keys_without_texts(tiny_model: Any, tiny_responder: LocalResponder) -> None:
+    keys = key_set(tiny_responder, "prefix", count=10)
+    subject = Subject(resolve(tiny_model), Context(), keys=keys)
+    records = HitRate(samples=2).take(subject, Context())
+    assert [r.prompt_form for r in records] == keys.forms
+    record = records[0]
+    assert record.n == 10 and record.value == record.count / 10 and record.low <= record.value <= record.high
+    assert record.sided == "two" and record.implant == "test" and record.digest == resolve(tiny_model).digest()
+    shown = str(record.to_json())
+    assert all(k.trigger not in shown and k.response not in shown for k in keys.keys)
+
+
+def test_many_keys_go_in_batches_with_the_same_outcome(tiny_responder: LocalResponder) -> None:
+    keys = key_set(tiny_responder, "prefix", count=40)
+    whole = outcomes(tiny_responder, keys, "template", batch=1000)
+    assert outcomes(tiny_responder, keys, "template", batch=7) == pytest.approx(whole) or [
+        (o.number, o.hit) for o in outcomes(tiny_responder, keys, "template", batch=7)
+    ] == [(o.number, o.hit) for o in whole]
