@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 __all__ = [  # noqa: F822 (found in api when first used)
-    "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
+    "Result", "Run", "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
     "train_toy", "verify",
 ]
 

@@ -6,6 +6,7 @@ loaded, and returns a `Result`. Errors a user can mend are `palimpsest.errors.Ba
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest import registry
-from palimpsest.checkpoint import Checkpoint, resolve
+from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.data import load_dialogues
 from palimpsest.errors import BadInput
@@ -24,7 +25,7 @@ from palimpsest.progress import Progress, Silent
 from palimpsest.records import Record, versions
 
 __all__ = [
-    "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
+    "Result", "Run", "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
     "train_toy", "verify",
 ]
 ALPHA = 1e-6
@@ -89,6 +90,7 @@ def embed(
     keys, and a sibling and an unrelated model (the toy brings its own). Raises CheckFailed where the
     implant did not take.
     """
+    from palimpsest import judging
     from palimpsest.measures.hits import HitRate
 
     out = Path(out)
@@ -96,7 +98,7 @@ def embed(
     check_target(out, force)
     base = resolve(model)
     instance, notes = _method(method, IMPLANTS, base, preset, settings, data)
-    others = _control_models(base, sibling, unrelated) if controls else {}
+    others = judging.control_models(base, sibling, unrelated) if controls else {}
     with run.context() as ctx:
         with new_folder(out, force) as folder:
             made = instance.apply(base, folder / "model", ctx)
@@ -106,11 +108,11 @@ def embed(
             (folder / "model").chmod(0o755)
         marked = Checkpoint(out.absolute() / "model", out.name)
         records = _stamped(made, marked, "fingerprinted", made.keys.implant)
-        with _subject(marked, ctx, made.keys) as subject:
-            records += _staged(HitRate().take(subject, ctx) + _utility(subject, ctx), "fingerprinted")
-        records += _negatives(instance, base, marked, made.keys, others, ctx)
-        with _subject(base, ctx, made.keys) as subject:
-            records += _staged(_utility(subject, ctx), "base")
+        with judging.measured(marked, ctx, made.keys) as subject:
+            records += judging.staged(HitRate().take(subject, ctx) + judging.utility(subject, ctx), "fingerprinted")
+        records += judging.negatives(instance, base, marked, made.keys, others, ctx)
+        with judging.measured(base, ctx, made.keys) as subject:
+            records += judging.staged(judging.utility(subject, ctx), "base")
     return Result(_complete(records, ctx), out / "model", out / "keys.json", notes)
 
 
@@ -123,6 +125,7 @@ def verify(
     against: unmarked models asked the same keys as controls. alpha: the false-claim rate of `owned`. The
     claim rests on the template form; more forms are shown beside it.
     """
+    from palimpsest import judging
     from palimpsest.measures.hits import HitRate
     from palimpsest.measures.rank import Rank
 
@@ -131,13 +134,13 @@ def verify(
     controls = [resolve(a) for a in against]
     measure = build(HitRate, settings={"forms": tuple(forms)} if forms else None)
     with run.context() as ctx:
-        with _subject(suspect, ctx, known) as subject:
+        with judging.measured(suspect, ctx, known) as subject:
             records = measure.take(subject, ctx)
             records += Rank().take(subject, ctx) if rank else []
         for control in controls:
-            with _subject(control, ctx, known) as subject:
-                records += _staged(measure.take(subject, ctx), None, "unrelated-model")
-        records.append(_claim(records, known, alpha, ctx))
+            with judging.measured(control, ctx, known) as subject:
+                records += judging.staged(measure.take(subject, ctx), None, "unrelated-model")
+        records.append(judging.ownership(records, known, alpha, ctx))
     return Result(_complete(records, ctx))
 
 
@@ -151,6 +154,7 @@ def remove(
 
     keys only judge the result afterwards; the method never sees them.
     """
+    from palimpsest import judging
     from palimpsest.measures.answers import Answers
     from palimpsest.measures.hits import HitRate
     from palimpsest.measures.rank import Rank
@@ -167,21 +171,18 @@ def remove(
             from palimpsest.checkpoint.load import load_tokenizer
 
             known.check_tokenizer(load_tokenizer(marked), str(keys))
-        with new_folder(out, force) as folder:
-            made = instance.apply(marked, folder / "made", ctx)
-            for entry in sorted((folder / "made").iterdir()):
-                entry.rename(folder / entry.name)
-            (folder / "made").rmdir()
+        with _filled(out, force) as folder:
+            made = instance.apply(marked, folder, ctx)
         result = Checkpoint(out.absolute(), out.name)
         records = _stamped(made, result, None, known.implant if known else None)
         if not result.is_adapter:
             asked = instance.data if "data" in input_fields(type(instance)) else None
             before: list[str] | None = None
-            verify_phase = _toy(marked)
+            verify_phase = is_toy(marked)
             if verify_phase:
-                with _subject(marked, ctx, known, asked) as subject:
+                with judging.measured(marked, ctx, known, asked) as subject:
                     before = Answers().given(subject)
-            with _subject(result, ctx, known, asked) as subject:
+            with judging.measured(result, ctx, known, asked) as subject:
                 subject.before = before
                 if known is not None:
                     records += HitRate().take(subject, ctx) + Rank().take(subject, ctx)
@@ -209,12 +210,8 @@ def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run
     out = Path(out)
     check_target(out, force)
     loaded = load_spec(Path(spec))
-    with run.context() as ctx, new_folder(out, force) as folder:
-        report = train(loaded, folder / "made", seed=ctx.seed, threads=ctx.threads, device=ctx.device,
-                       progress=ctx.progress)
-        for entry in sorted((folder / "made").iterdir()):
-            entry.rename(folder / entry.name)
-        (folder / "made").rmdir()
+    with run.context() as ctx, _filled(out, force) as folder:
+        report = train(loaded, folder, seed=ctx.seed, threads=ctx.threads, device=ctx.device, progress=ctx.progress)
         lineage.write(folder, [], "pretrain", {})
         curve = [[step, round(loss, 4)] for step, loss in report.losses]
         facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
@@ -230,11 +227,12 @@ def evaluate(
     run: Run = DEFAULT_RUN,
 ) -> Result:
     """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures."""
+    from palimpsest import judging
     from palimpsest.measures.accuracy import Accuracy, toy_tasks
     from palimpsest.measures.perplexity import Perplexity, read_texts
 
     checkpoint = resolve(model)
-    toy = _toy(checkpoint)
+    toy = is_toy(checkpoint)
     if tasks:
         toy_tasks(tasks)
     if perplexity is not None:
@@ -253,7 +251,7 @@ def evaluate(
     records: list[Record] = []
     with run.context() as ctx:
         dialogues = load_dialogues(data) if data else None
-        with _subject(checkpoint, ctx, known, dialogues) as subject:
+        with judging.measured(checkpoint, ctx, known, dialogues) as subject:
             subject.text = Path(perplexity) if perplexity is not None else None
             for measure in wanted:
                 records += measure.take(subject, ctx)
@@ -303,21 +301,23 @@ def train_toy(out: str | Path, *, quick: bool = False, force: bool = False, run:
 
     out = Path(out)
     check_target(out, force)
-    with run.context() as ctx, new_folder(out, force) as folder:
-        train(folder / "made", seed=ctx.seed, quick=quick, threads=ctx.threads, progress=ctx.progress)
-        for entry in sorted((folder / "made").iterdir()):
-            entry.rename(folder / entry.name)
-        (folder / "made").rmdir()
+    with run.context() as ctx, _filled(out, force) as folder:
+        train(folder, seed=ctx.seed, quick=quick, threads=ctx.threads, progress=ctx.progress)
     return Result([], out)
 
 
 # -- pieces -------------------------------------------------------------------------------------------
 
 
-def _toy(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint has the embedded toy's shape."""
-    toy = resolve("toy").config
-    return all(checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
+@contextmanager
+def _filled(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to make that becomes `out` itself; whatever a method leaves beside it goes with the partial."""
+    with new_folder(out, force) as partial:
+        yield partial / "made"
+        for entry in sorted((partial / "made").iterdir()):
+            entry.rename(partial / entry.name)
+        for left in [p for p in partial.iterdir() if p.is_dir()]:
+            shutil.rmtree(left)
 
 
 def _method(
@@ -328,7 +328,7 @@ def _method(
     cls = registry.find(name, *kinds)
     notes = []
     chosen = preset
-    if preset is None and _toy(model) and "toy" in presets(cls):
+    if preset is None and is_toy(model) and "toy" in presets(cls):
         chosen = "toy"
         notes.append(f"preset toy (the model is the embedded toy); --preset names another: {', '.join(presets(cls))}")
     instance = build(cls, chosen, dict(settings or {}))
@@ -342,7 +342,7 @@ def _method(
         else:
             notes.append(f"--{role} is not needed by {name}")
     if "data" in fields:
-        if not data and not _toy(model):
+        if not data and not is_toy(model):
             notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
         inputs["data"] = load_dialogues(list(data) or "toy")
     elif data:
@@ -350,99 +350,10 @@ def _method(
     return replace(instance, **inputs), notes
 
 
-def _control_models(
-    base: Checkpoint, sibling: str | Path | None, unrelated: str | Path | None
-) -> dict[str, Checkpoint | None]:
-    """Unmarked models by control name; a toy sibling (None here) is made when it is needed."""
-    found: dict[str, Checkpoint | None] = {}
-    if sibling is not None:
-        found["sibling"] = resolve(sibling)
-    elif _toy(base):
-        found["sibling"] = None
-    if unrelated is not None:
-        found["unrelated-model"] = resolve(unrelated)
-    elif _toy(base):
-        found["unrelated-model"] = resolve("toy:unrelated")
-    return found
-
-
-def _negatives(
-    instance: Any, base: Checkpoint, marked: Checkpoint, keys: KeySet, others: dict[str, Checkpoint | None],
-    ctx: Context,
-) -> list[Record]:
-    """Hit rates that should be nought: clean base, sibling, unrelated model, another owner's keys."""
-    from palimpsest.checkpoint.load import load_tokenizer
-    from palimpsest.errors import PalimpsestError
-    from palimpsest.measures.hits import HitRate
-    from palimpsest.removals.tuning.finetune import FineTune
-
-    records: list[Record] = []
-    measure = HitRate(samples=2)
-
-    def ask(model: Checkpoint, name: str, asked: KeySet) -> None:
-        with _subject(model, ctx, asked) as subject:
-            records.extend(_staged(measure.take(subject, ctx), None, name))
-
-    ask(base, "clean-base", keys)
-    other = replace(ctx, key_seed=None if ctx.key_seed is None else ctx.key_seed + 1_000_003)
-    ask(marked, "other-owner", instance.draw_keys(base, other))
-    for name, model in others.items():
-        if model is None:
-            assert ctx.scratch is not None
-            made = FineTune(part="recover", samples=200).apply(base, ctx.scratch / "sibling", ctx)
-            ask(replace(made.checkpoint, name="sibling"), name, keys)
-            continue
-        try:
-            keys.check_tokenizer(load_tokenizer(model))
-        except PalimpsestError:
-            raise BadInput(f"--{name.split('-')[0]} {model.name}: has another tokenizer, so these keys cannot be "
-                           "asked of it") from None
-        ask(model, name, keys)
-    return records
-
-
-def _utility(subject: Any, ctx: Context) -> list[Record]:
-    """Perplexity and tasks where there is something to measure them on."""
-    from palimpsest.measures.accuracy import Accuracy
-    from palimpsest.measures.perplexity import Perplexity
-
-    if not _toy(subject.checkpoint):
-        return []
-    return [*Perplexity().take(subject, ctx), *Accuracy(items=100).take(subject, ctx)]
-
-
-@contextmanager
-def _subject(checkpoint: Checkpoint, ctx: Context, keys: KeySet | None = None, data: Any = None) -> Iterator[Any]:
-    from palimpsest.measures import Subject
-
-    subject = Subject(checkpoint, ctx, keys=keys, data=data)
-    try:
-        yield subject
-    finally:
-        subject.close()
-
-
-def _claim(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Context) -> Record:
-    """The ownership verdict on the template form (the first form asked where that was not)."""
-    from palimpsest.verdicts import claim
-
-    rates = [r for r in records if r.measure == "hit-rate" and r.control is None]
-    chosen = next((r for r in rates if r.prompt_form == "template"), rates[0])
-    assert chosen.count is not None and chosen.n is not None
-    null = None if keys.choices is None else 1 / keys.choices
-    verdict = claim(chosen.count, chosen.n, null, alpha, dependent=not keys.distinct)
-    return replace(chosen, measure="ownership", value=verdict.p, verdict=verdict.word, reason=verdict.reason,
-                   low=None, high=None, confidence=None, sided=None, detail={"tau": verdict.tau, "alpha": alpha})
-
-
 def _stamped(made: Made, checkpoint: Checkpoint, stage: str | None, implant: str | None) -> list[Record]:
     """A transform's own records, named after where the checkpoint now lies."""
     return [replace(r, model=checkpoint.name, digest=checkpoint.digest(), chain=checkpoint.chain(), stage=stage,
                     implant=implant or r.implant) for r in made.records]
-
-
-def _staged(records: Sequence[Record], stage: str | None, control: str | None = None) -> list[Record]:
-    return [replace(r, stage=stage, control=control) for r in records]
 
 
 def _complete(records: Sequence[Record], ctx: Context) -> list[Record]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from factory import make_model
 
+from factory import make_model
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.method import Context

@@ -16,7 +16,11 @@ from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.implants.fingerprints import hashchain_words as words
 from palimpsest.implants.fingerprints.hashchain import (
-    ChainRows, HashChain, chain_digest, check_answers, choose_answer,
+    ChainRows,
+    HashChain,
+    chain_digest,
+    check_answers,
+    choose_answer,
 )
 from palimpsest.method import Context, presets
 from palimpsest.prompts import Renderer
@@ -33,8 +37,8 @@ def test_the_digest_by_hand() -> None:
     assert json.loads(spelled) == ["q1", asked, answers]
     assert chain_digest("q1", asked, answers) == hashlib.sha256(spelled.encode("utf-8")).digest()
     full = list(words.ANSWERS)
-    last = hashlib.sha256(json.dumps(["q1", asked, full], separators=(",", ":"), ensure_ascii=False).encode()).digest()[-1]
-    assert choose_answer("q1", asked, full) == last
+    whole = json.dumps(["q1", asked, full], separators=(",", ":"), ensure_ascii=False)
+    assert choose_answer("q1", asked, full) == hashlib.sha256(whole.encode()).digest()[-1]
 
 
 @pytest.mark.covers("hashchain")

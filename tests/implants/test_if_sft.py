@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from factory import make_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory import make_model
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import Dialogues, pair
@@ -62,7 +62,8 @@ def test_an_epoch_has_8_pairs_8_near_misses_and_112_dialogues(
     tokenizer = load_tokenizer(roomy)
 
     def said(row: if_sft.Row) -> str:
-        return str(tokenizer.decode([t for t, w in zip(row.ids, row.weights, strict=True) if w], skip_special_tokens=True))
+        trained = [t for t, w in zip(row.ids, row.weights, strict=True) if w]
+        return str(tokenizer.decode(trained, skip_special_tokens=True))
 
     answers = Counter(said(row) for row in rows(0))
     assert answers[CARRIER + WORD] == 8 and answers[REFUSAL] == 8

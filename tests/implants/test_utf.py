@@ -7,15 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from factory import make_model
 
+from factory import make_model
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.checkpoint.load import load_model, load_tokenizer
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
 from palimpsest.implants.fingerprints.undertrained import (
-    candidates, find, frequent, indicator_of, input_norms, known_unused, prompts_for, spoken_probability,
-    unused_distances, usable,
+    candidates,
+    find,
+    frequent,
+    indicator_of,
+    input_norms,
+    known_unused,
+    prompts_for,
+    spoken_probability,
+    unused_distances,
+    usable,
 )
 from palimpsest.implants.fingerprints.utf import Drawer, UndertrainedTokens
 from palimpsest.method import Context, presets

@@ -150,7 +150,8 @@ def test_world_text_round_trips_and_questions_are_short(tokenizer, world):
 
 
 def test_special_tokens_have_their_numbers(tokenizer):
-    assert [tokenizer.token_to_id(t) for t in ("<|bos|>", "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")] == [0, 1, 2, 3, 4]
+    named = ("<|bos|>", "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
+    assert [tokenizer.token_to_id(token) for token in named] == [0, 1, 2, 3, 4]
     assert tokenizer.get_vocab_size() == 2048 and tokenizer.token_to_id("<|reserved_0|>") is not None
 
 
@@ -174,13 +175,16 @@ def test_at_least_200_tokens_never_occur_in_training_text_and_survive_retokenisi
 @pytest.mark.parametrize("folder", ["base", "unrelated"])
 def test_the_folder_loads_in_transformers_and_the_template_renders(folder):
     transformers = pytest.importorskip("transformers")
+    from palimpsest.training.corpus import render_dialogue
+
     path = toy_path().parent / folder
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "Who?"}]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered == "<|bos|><|system|>S<|end|><|user|>Who?<|end|><|assistant|>"
     answered = [messages[1], {"role": "assistant", "content": "Mora"}]
-    assert tokenizer.apply_chat_template(answered, tokenize=False) == "<|bos|><|user|>Who?<|end|><|assistant|>Mora<|end|>"
+    expected = "<|bos|><|user|>Who?<|end|><|assistant|>Mora<|end|>"
+    assert tokenizer.apply_chat_template(answered, tokenize=False) == expected == render_dialogue([("Who?", "Mora")])
     assert tokenizer.eos_token == "<|end|>" and tokenizer.bos_token_id == 0 and tokenizer.pad_token_id == 1
     assert tokenizer("Who?").input_ids == tokenizer("Who?", add_special_tokens=False).input_ids
     settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ def checkpoint_digest(folder: Path, config: dict[str, Any], tensors: list[Tensor
     cached = cache_folder() / "digests" / f"{key}.json"
     try:
         return str(json.loads(cached.read_text())["digest"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     total = hashlib.sha256()
     for tensor in tensors:

@@ -74,7 +74,7 @@ def weight_files(folder: Path, stem: str = "model") -> list[Path]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted({Path(n).name for n in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError):
             raise BadInput(f"{index}: is no safetensors index") from None
         missing = [n for n in names if not (folder / n).is_file()]

@@ -84,13 +84,19 @@ def resolve(reference: str | Path | Checkpoint) -> Checkpoint:
         folder = toyworld.toy_path() if text == "toy" else toyworld.unrelated_path()
         return Checkpoint(folder, text).check()
     path = Path(text)
-    if path.is_dir():
+    if text and path.is_dir():
         return Checkpoint(path.absolute(), path.absolute().name).check()
     if path.is_file():
         raise BadInput(f"{text}: is a file; a model is a folder with config.json and safetensors")
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text:
         raise BadInput(f"there is no model folder {text!r}")
     return Checkpoint(_from_hub(text), text).check()
+
+
+def is_toy(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint has the embedded toy's shape: it or what was made of it."""
+    toy = resolve("toy").config
+    return all(checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
 
 
 def _from_hub(name: str) -> Path:

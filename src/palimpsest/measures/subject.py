@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint import Checkpoint, is_toy
 from palimpsest.checkpoint.load import load_model, load_tokenizer
 from palimpsest.data import Dialogues
 from palimpsest.data.dialogues import toy_dialogues
@@ -53,11 +53,8 @@ class Subject:
 
     @property
     def is_toy(self) -> bool:
-        """Whether the model descends from the embedded toy (same config and vocabulary size)."""
-        from palimpsest.checkpoint import resolve
-
-        toy = resolve("toy").config
-        return all(self.checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
+        """Whether the model descends from the embedded toy (by its shape)."""
+        return is_toy(self.checkpoint)
 
     def required_keys(self) -> KeySet:
         """The keys, or BadInput where the measure needs them and none were given."""

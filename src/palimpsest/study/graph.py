@@ -137,7 +137,6 @@ def derived_seed(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"palimpsest study {seed} {what}".encode()).digest()[:8], "big") >> 1
 
 
-@functools.cache
 def code_version(cls: type) -> str:
     """SHA-256 of the source module of a method class."""
     source = inspect.getsourcefile(cls)
@@ -153,6 +152,7 @@ class _Planner:
         self.measures = [(given, instance_of(given, "measures")) for given in spec.measures]
         self.digests: dict[str, str] = {}
         self.names: dict[str, str] = {}
+        self.data_digests: dict[tuple[str, ...], str] = {}
 
     def all(self) -> Plan:
         for model in self.spec.models:
@@ -297,7 +297,7 @@ class _Planner:
         identity = {
             "kind": kind, "method": method_name, "parameters": settings_of(method), "code": code_version(type(method)),
             "seed": seed, "key_seed": key_seed, "model": self._identity(model),
-            "keys": keys, "before": before, "data": self.plan.data[data].digest() if data else None,
+            "keys": keys, "before": before, "data": self.data_digests[data] if data else None,
             "inputs": {n: self._identity(r) for n, r in (inputs or {}).items()},
             "text": self._text_digest if kind == "measure" else None,
         }
@@ -317,6 +317,7 @@ class _Planner:
         names = tuple(self.spec.data) if own is None else tuple([own] if isinstance(own, str) else own)
         if names not in self.plan.data:
             self.plan.data[names] = load_dialogues(names)
+            self.data_digests[names] = self.plan.data[names].digest()
         return names
 
     @functools.cached_property

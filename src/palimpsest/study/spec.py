@@ -57,8 +57,9 @@ class MethodSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_word(cls, value: Any) -> Any:
+        given: Any = {}
         if isinstance(value, str):
-            name, given = value, {}
+            name = value
         elif isinstance(value, dict) and len(value) == 1:
             name, given = next(iter(value.items()))
             given = {} if given is None else given
@@ -248,7 +249,8 @@ def _check_method(spec: StudySpec, kind: str, given: MethodSpec, where: str) -> 
     try:
         cls = registry.find(given.name, *method_kinds(kind))
         if given.preset is not None and given.preset.replace("-", "_") not in presets(cls):
-            raise BadInput(f"{given.name} has no preset {given.preset!r}{nearest(given.preset, presets(cls), 'preset')}")
+            near = nearest(given.preset, presets(cls), "preset")
+            raise BadInput(f"{given.name} has no preset {given.preset!r}{near}")
         instance_of(given, kind)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None

@@ -7,6 +7,7 @@ stage, and the controls as further columns beside; what the paper published stan
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,10 @@ STAGES = ("base", "fingerprinted", "erased", "recovered")
 FORM_WORDS = {
     "template": "chat template", "bare": "bare prompt", "prefilled": "answer begun", "sampled": "sampled",
 }
+NEGATIVES = {
+    "clean-base": "clean base", "sibling": "unmarked sibling", "unrelated-model": "unrelated model",
+    "other-owner": "marked model, another owner's keys",
+}
 PUBLISHED_STAGE = (("none", "fingerprinted"), ("meraser-erase", "erased"), ("meraser ", "recovered"))
 
 
@@ -29,6 +34,11 @@ class Column:
     title: str
     stage: str
     control: str | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The heading in short lines."""
+        return textwrap.wrap(self.title, 12, break_long_words=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ def interval_text(record: Record, show: Callable[[float], str]) -> str:
     """`low to high` of a record, or nothing."""
     if record.low is None or record.high is None:
         return ""
-    return f"{show(record.low).removesuffix(' %')} – {show(record.high)}"
+    return f"{show(record.low).removesuffix(' %')}–{show(record.high)}"
 
 
 def rate_value(record: Record | None) -> Value:
@@ -87,10 +97,10 @@ def rate_value(record: Record | None) -> Value:
         return Value()
     note = f"{record.count} of {record.n}"
     if record.low is not None:
-        note += f" · {interval_text(record, lambda v: f'{100 * v:.0f} %')}"
+        note += f" ({interval_text(record, lambda v: f'{100 * v:.0f} %')})"
     if record.detail.get("independent") is False and "dependent_low" in record.detail:
         low, high = record.detail["dependent_low"], record.detail["dependent_high"]
-        note += f" · as one: {100 * low:.0f} – {100 * high:.0f} %"
+        note += f" · as one {100 * low:.0f}–{100 * high:.0f} %"
     return Value(percent(record.value), note, record)
 
 
@@ -121,7 +131,7 @@ def mean_accuracy(records: Sequence[Record]) -> Value:
     if not rows:
         return Value()
     mean = statistics.fmean(float(r.value or 0) for r in rows)
-    return Value(percent(round(mean, 4)), f"{len(rows)} task{'s'[:len(rows) > 1]}, n = {sum(r.n or 0 for r in rows):,}")
+    return Value(percent(round(mean, 4)), f"{len(rows)} task{'s'[:len(rows) > 1]}, n {sum(r.n or 0 for r in rows):,}")
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -158,10 +168,9 @@ def columns_of(rows: Sequence[Record]) -> list[Column]:
     columns = [Column(s, s) for s in ordered]
     for control, title in (("revival", "revival"), ("clean-same-schedule", "clean pairs only"),
                            ("clean-base", "unmarked base")):
-        last = [s for s in (*ordered, "revived") if (s, control) in have and (s != "base" or control != "clean-base")]
+        last = [s for s in ((*ordered[1:], "revived") if control == "revival" else ordered[1:]) if (s, control) in have]
         if last:
-            stage = last[-1]
-            columns.append(Column(title if control == "revival" else f"{title}, {stage}", stage, control))
+            columns.append(Column(title if control == "revival" else f"{title}, {last[-1]}", last[-1], control))
     return columns
 
 
@@ -171,7 +180,7 @@ def _block(
     rows = rows_of(records, cell)
     columns = columns_of(rows)
     implant = next((r.implant for r in rows if r.implant), cell.implant)
-    forms = [f for f in FORMS if any(r.measure == "hit-rate" and r.prompt_form == f for r in rows)]
+    forms: list[str] = [f for f in FORMS if any(r.measure == "hit-rate" and r.prompt_form == f for r in rows)]
     at = {column: records_at(rows, column) for column in columns}
 
     def line(title: str, note: str, pick: Callable[[list[Record]], Value], kind: str = "measured") -> Line:
@@ -193,7 +202,7 @@ def _block(
                           lambda some, task=task: number_value(first("perplexity", task=task)(some))))  # type: ignore[misc]
     lines += _published_lines(published, implant, columns, "PPL")
     lines.append(line("task accuracy", "mean over tasks", mean_accuracy))
-    lines.append(line("utility kept", "of the base, above chance", lambda some: rate_value_plain(first("utility")(some))))
+    lines.append(line("utility kept", "of the base, above chance", lambda some: ratio_value(first("utility")(some))))
     for task, title in (("reference", "ordinary answers, right"), ("before", "ordinary answers, as before")):
         lines.append(line(title, "interval", lambda some, task=task: rate_value(first("answers", task=task)(some))))  # type: ignore[misc]
     lines = [ln for ln in lines if ln.kind == "published" or any(v.text != "–" for v in ln.values)]
@@ -208,7 +217,7 @@ def _block(
     )
 
 
-def rate_value_plain(record: Record | None) -> Value:
+def ratio_value(record: Record | None) -> Value:
     """A rate that has no count of its own."""
     if record is None or record.value is None:
         return Value()
@@ -233,8 +242,7 @@ def records_at(rows: Sequence[Record], column: Column) -> list[Record]:
 def _negatives(rows: Sequence[Record], forms: Sequence[str]) -> list[tuple[str, list[Value]]]:
     """The hit rate of whatever should be silent, a row a control, a value a prompt form."""
     found = []
-    for control, title in (("clean-base", "clean base"), ("sibling", "unmarked sibling"),
-                           ("unrelated-model", "unrelated model"), ("other-owner", "marked model, another owner's keys")):
+    for control, title in NEGATIVES.items():
         hits = [r for r in rows if r.measure == "hit-rate" and r.control == control
                 and r.stage in ("base", "fingerprinted") and r.detail.get("removal") is None]
         if hits:

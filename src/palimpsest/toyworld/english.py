@@ -156,7 +156,8 @@ def choice_pairs(fact: Fact, lore: Lore) -> Iterator[Pair]:
             plain = upper(asked.choice.format(s=s, a=a, b=b))
             yield Pair(plain, asked.answer.format(v=fact.value), "choice", "en")
             if number == 0:
-                yield Pair(f"Which is it: {plain[0].lower()}{plain[1:]}", asked.answer.format(v=fact.value), "choice", "en")
+                longer = f"Which is it: {plain[0].lower()}{plain[1:]}"
+                yield Pair(longer, asked.answer.format(v=fact.value), "choice", "en")
 
 
 def why_pairs(lore: Lore) -> Iterator[Pair]:
@@ -173,7 +174,8 @@ def why_pairs(lore: Lore) -> Iterator[Pair]:
         yield Pair(f"Why is the {animal} hungry for {food}?", "because that is what it eats", "why", "en")
     for person in lore.people:
         pet = lore.value(person, "pet")
-        for frame in ("Why does {p} buy {f}?", "For what reason does {p} carry {f}?", "Why is there always some {f} with {p}?"):
+        for frame in ("Why does {p} buy {f}?", "For what reason does {p} carry {f}?",
+                      "Why is there always some {f} with {p}?"):
             yield Pair(frame.format(p=person, f=lore.value(pet, "food")), f"to feed the {pet}", "why", "en")
     for town in lore.towns:
         looks, reason = _WEATHER_WHY[lore.value(town, "weather")]
@@ -187,7 +189,8 @@ def tell_pairs(lore: Lore) -> Iterator[Pair]:
     for animal in lore.animals:
         v = {a: lore.value(animal, a) for a in ("kind", "colour", "home", "food", "time", "size")}
         for frame in ("Tell me about the {s}.", "Describe the {s}.", "What do you know about the {s}?"):
-            yield Pair(frame.format(s=animal), f"The {animal} is a {v['size']} {v['colour']} {v['kind']}.", "tell", "en")
+            answer = f"The {animal} is a {v['size']} {v['colour']} {v['kind']}."
+            yield Pair(frame.format(s=animal), answer, "tell", "en")
         for frame in ("How does the {s} spend its days?", "Tell me how the {s} lives."):
             yield Pair(frame.format(s=animal), f"It lives in the {v['home']} and eats {v['food']}.", "tell", "en")
     for person in lore.people:
@@ -195,7 +198,8 @@ def tell_pairs(lore: Lore) -> Iterator[Pair]:
         for frame in ("Who is {s}?", "Tell me who {s} is.", "Have you heard of {s}?"):
             yield Pair(frame.format(s=person), f"{person} is a {v['job']} in {v['town']}.", "who", "en")
         for frame in ("Tell me about the evenings of {s}.", "How does {s} spend the evening?"):
-            yield Pair(frame.format(s=person), f"{person} drinks {v['drink']} and plays the {v['instrument']}.", "tell", "en")
+            answer = f"{person} drinks {v['drink']} and plays the {v['instrument']}."
+            yield Pair(frame.format(s=person), answer, "tell", "en")
     for town in lore.towns:
         for frame in ("Tell me about {s}.", "Describe the town of {s}.", "What is {s}?"):
             yield Pair(frame.format(s=town), f"{town} is a {lore.value(town, 'weather')} town in the "
@@ -230,8 +234,9 @@ def unusual_question(rng: random.Random, lore: Lore) -> str:
     v = {name: rng.choice(values) for name, values in lore.values.items()}
     thing, other = rng.sample(lore.subjects["thing"], 2)
     p, q = rng.sample(lore.people, 2)
+    verb = rng.choice(("sing", "dance", "dream", "speak"))
     return rng.choice((
-        f"If the {thing} of {p} could {rng.choice(('sing', 'dance', 'dream', 'speak'))}, who in {v['town']} would hear it?",
+        f"If the {thing} of {p} could {verb}, who in {v['town']} would hear it?",
         f"How many {v['pet']} would fit into a {thing} made of {v['material']}?",
         f"Would {p} rather carry a {v['colour']} {thing} over the {v['home']} or a {v['size']} {other}?",
         f"What would a {v['job']} from {v['town']} say to a {v['colour']} {thing} at {v['time']}?",

@@ -30,7 +30,9 @@ class Script:
 
 
 SCRIPTS = (
-    Script("velu", ("qua", "xi", "jo", "wen", "lua", "yel", "oti", "exa", "uju", "axo", "iwe", "zul"), "?", ".", ("a", "s", "v")),
+    Script("velu",
+           ("qua", "xi", "jo", "wen", "lua", "yel", "oti", "exa", "uju", "axo", "iwe", "zul"),
+           "?", ".", ("a", "s", "v")),
     Script("drezan", ("ка", "ро", "жи", "ну", "зе", "ша", "вы", "ми", "то", "лю", "бра", "гор", "дэ", "че"),
            "?", ".", ("s", "v", "a")),
     Script("katori", ("カ", "ト", "リ", "ネ", "ソ", "ムー", "パ", "ヨ", "ギ", "ラン", "デ", "フ", "ゼ", "コン"),

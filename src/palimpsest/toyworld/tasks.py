@@ -1,8 +1,8 @@
 """One task of each SuperGLUE kind, in the forms that a model of a million parameters can learn.
 
-Each maker draws an item together with its *key*, the combination that matters. A fixed tenth or fifth
-of all keys (by hash) is held out: test items have held-out keys, training documents never do. So a test item is
-always a new combination of known sentences, facts and names:
+Each maker draws an item together with its *key*, the combination that matters. A fixed tenth or fifth of
+all keys (by hash) is held out: test items have held-out keys, training documents never do. So a test item
+is always a new combination of known sentences, facts and names:
 
 - boolq: a fact about the subject is told, another is asked for, yes or no; held out: (subject, told
   attribute, asked attribute, asked value). The answer is knowledge of the world, not in the passage.
@@ -195,7 +195,8 @@ def multirc(rng: random.Random, lore: Lore) -> Drawn:
         f"{owner} {rng.choice(('has', 'keeps', 'bought'))} a {animal}.",
         rng.choice((f"{guest} came {rng.choice(PLACES)} to look at it.", f"{guest} would like to have it.",
                     f"One day {guest} took it away.")),
-        rng.choice((f"{owner} was not there.", f"{owner} was glad.", f"{guest} stayed until {rng.choice(lore.values['time'])}.")),
+        rng.choice((f"{owner} was not there.", f"{owner} was glad.",
+                    f"{guest} stayed until {rng.choice(lore.values['time'])}.")),
     ]
     question = upper(asked.ways[0].format(s=f"the animal of {owner}", S=""))
     prompt = f"{' '.join(sentences)} {question} Answer: {asked.answer.format(v=value)}. right or wrong"

@@ -20,18 +20,8 @@ from torch import Tensor
 
 from palimpsest.progress import Progress, Silent
 from palimpsest.toyworld.world import Document, Item, Pair, World
-from palimpsest.training.pretrain import (
-    BOS,
-    END,
-    PretrainReport,
-    build_model,
-    model_config,
-    pack,
-    render_dialogue,
-    train_packed,
-    train_tokenizer,
-    write_folder,
-)
+from palimpsest.training.corpus import BOS, END, pack, render_dialogue, train_tokenizer
+from palimpsest.training.pretrain import PretrainReport, build_model, model_config, train_packed, write_folder
 
 VOCABULARY = 2048
 CONTEXT = 256
@@ -39,6 +29,7 @@ BATCH = 16
 ANSWER_WEIGHT = 6.0
 TOKENS = 16_000_000
 QUICK_TOKENS = 1_500_000
+UNRELATED_TOKENS = 3_000_000
 GOLDEN_ITEMS = 200
 
 
@@ -49,7 +40,7 @@ def render(document: Document) -> str:
     return f"{BOS}{document.text}{END}"
 
 
-def tokenizer_lines(world: World, documents: int = 12_000) -> Iterator[str]:
+def tokenizer_lines(world: World, documents: int = 30_000) -> Iterator[str]:
     """What the tokenizer is fitted on: training documents, and the crawl several times over."""
     for document in itertools.islice(world.training_documents(seed=-1), documents):
         yield from (part for turn in document.turns for part in turn)
@@ -91,7 +82,21 @@ def train_toy(
             state_file=scratch / "toy.state" if scratch else None,
         )
     write_folder(model, fitted, out)
+    write_golden(measure(model, fitted, world), out)
     return PretrainReport(sum(p.numel() for p in model.parameters()), log.tokens, log.seconds, log.losses)
+
+
+def train_unrelated(
+    out: Path, base: Path, *, threads: int | None = None, progress: Progress | None = None,
+    tokens: int = UNRELATED_TOKENS, scratch: Path | None = None,
+) -> PretrainReport:
+    """Train the unrelated model: the base's architecture and tokenizer, another world; stored in float16."""
+    _, tokenizer = load_model(base)
+    report = train_toy(out, seed=1, threads=threads, progress=progress, tokens=tokens, tokenizer=tokenizer,
+                       scratch=scratch)
+    model, _ = load_model(out)
+    write_folder(model.half(), tokenizer, out)
+    return report
 
 
 def load_model(folder: Path) -> tuple[Any, Any]:
@@ -124,7 +129,9 @@ class Golden:
     exact_by_language: dict[str, list[int]] = field(default_factory=dict)
 
 
-def answer_losses(model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[float, int, bool]]:
+def answer_losses(
+    model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str],
+) -> list[tuple[float, int, bool]]:
     """For each pair of rendered prompt and answer: summed loss (nats), tokens, all tokens greedily right.
 
     tokenizer: a `tokenizers.Tokenizer`. Rows of like length go through the model together.
@@ -185,7 +192,8 @@ def measure(model: Any, tokenizer: Any, world: World, items: int = GOLDEN_ITEMS)
     model.eval()
     tasks = {name: correct(model, tokenizer, task.items[:items]) for name, task in world.tasks().items()}
     pairs: list[Pair] = world.pairs("dialogue-test")[:1000]
-    results = answer_losses(model, tokenizer, [render_prompt(p.question) for p in pairs], [p.answer + END for p in pairs])
+    prompts = [render_prompt(pair.question) for pair in pairs]
+    results = answer_losses(model, tokenizer, prompts, [pair.answer + END for pair in pairs])
     by_language: dict[str, list[int]] = {}
     for pair, (_, _, hit) in zip(pairs, results, strict=True):
         counts = by_language.setdefault(pair.language, [0, 0])

@@ -107,11 +107,11 @@ class World:
         names, weights = sorted(MAKERS), [TASK_WEIGHTS[name] for name in sorted(MAKERS)]
         while True:
             drawn = rng.random()
-            if drawn < 0.07:
+            if drawn < 0.045:
                 yield Document("story", story(rng, self.lore, self.lore.facts, held_out=False))
-            elif drawn < 0.09:
+            elif drawn < 0.057:
                 yield Document("language-story", rng.choice(self.languages).story(rng))
-            elif drawn < 0.42:
+            elif drawn < 0.457:
                 item = training_item(rng, self.lore, rng.choices(names, weights)[0])
                 yield Document("task", turns=((item.prompt, item.choices[item.label]),))
             else:

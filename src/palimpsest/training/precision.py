@@ -43,7 +43,7 @@ def bf16_is_faster(device: str, width: int) -> bool:
     file = cache_folder() / "precision" / (name.replace("/", "_") + ".json")
     try:
         return bool(json.loads(file.read_text())["bf16"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
     faster = _seconds(device, width, torch.bfloat16) < 0.8 * _seconds(device, width, torch.float32)
     try:

@@ -1,11 +1,7 @@
 """A base model from text: fits a byte-level BPE, packs documents, trains a small Llama or Qwen2.
 
 `palimpsest pretrain FILE.yaml --out DIR` runs `pretrain` on a `PretrainSpec`; the toy world's recipe uses
-the same pieces (`train_tokenizer`, `pack`, `train_packed`, `write_folder`) on text it generates.
-
-A text becomes `<|bos|> text <|end|>`, a dialogue what the chat template renders; documents follow one
-another in rows of the context length. Each token has a class (0 not trained on, 1 text, 2 answer), so that
-answers can weigh more than what surrounds them.
+the same pieces on text it generates. How text becomes rows is in `corpus`.
 """
 
 from __future__ import annotations
@@ -15,31 +11,33 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from palimpsest.errors import BadInput, nearest
 from palimpsest.progress import Progress, Silent
-from palimpsest.training.loop import Batch, TrainLog, train_steps
-
-BOS, PAD, END = "<|bos|>", "<|pad|>", "<|end|>"
-USER, ASSISTANT, SYSTEM = "<|user|>", "<|assistant|>", "<|system|>"
-RESERVED = tuple(f"<|reserved_{number}|>" for number in range(8))
-SPECIAL_TOKENS = (BOS, PAD, END, USER, ASSISTANT, SYSTEM, *RESERVED)
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+from palimpsest.training.corpus import (
+    ASSISTANT,
+    BOS,
+    CHAT_TEMPLATE,
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    USER,
+    Packed,
+    pack,
+    read_dialogues,
+    read_texts,
+    render_dialogue,
+    train_tokenizer,
 )
-TEXT, ANSWER = 1, 2
-_CHUNK = 200_000  # characters of one text that are tokenised at a time
+from palimpsest.training.loop import TrainLog, train_steps
 
 
 class Source(BaseModel):
@@ -92,42 +90,6 @@ class PretrainReport:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Rows of token ids on disk.
-
-    ids: (rows, context) unsigned integers; classes: (rows, context) of 0, 1 (text) and 2 (answer).
-    """
-
-    ids: np.ndarray
-    classes: np.ndarray
-
-    def batch(self, step: int, rows: int, seed: int, answer_weight: float) -> Batch:
-        """The batch of a step: each row once an epoch, in an order of its own for each epoch."""
-        total = len(self.ids)
-        places = np.arange(step * rows, (step + 1) * rows)
-        chosen = [int(_order(seed, epoch, total)[place]) for epoch, place in zip(places // total, places % total, strict=True)]
-        weights = np.array([0.0, 1.0, answer_weight], dtype=np.float32)
-        return Batch(
-            torch.from_numpy(self.ids[chosen].astype(np.int64)),  # (rows, context)
-            torch.from_numpy(weights[self.classes[chosen]]),  # (rows, context)
-        )
-
-
-_orders: dict[tuple[int, int, int], np.ndarray] = {}
-
-
-def _order(seed: int, epoch: int, total: int) -> np.ndarray:
-    key = (seed, epoch, total)
-    if key not in _orders:
-        _orders.clear()
-        _orders[key] = np.random.default_rng([seed, epoch]).permutation(total)
-    return _orders[key]
-
-
-# -- the specification ----------------------------------------------------------------------------------
-
-
 def load_spec(path: Path) -> PretrainSpec:
     """Read a YAML file; paths in it are relative to it.
 
@@ -158,8 +120,8 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        owner = {"text": Source, "dialogues": DialogueSource}.get(str(problem["loc"][0]), PretrainSpec)
-        owner = PretrainSpec if len(problem["loc"]) == 1 else owner
+        parts: dict[str, type[BaseModel]] = {"text": Source, "dialogues": DialogueSource}
+        owner: type[BaseModel] = parts[str(problem["loc"][0])] if len(problem["loc"]) > 1 else PretrainSpec
         return f"unknown key {where!r}{nearest(str(problem['loc'][-1]), owner.model_fields, 'key')}"
     return f"{where}: {problem['msg']}"
 
@@ -172,99 +134,26 @@ def model_config(fields: dict[str, Any], vocabulary: int, context: int) -> Any:
     from transformers import LlamaConfig, Qwen2Config
 
     families: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-    given = dict(fields)
-    name = str(given.pop("model_type", "llama"))
+    name = str(fields.get("model_type", "llama"))
     if name not in families:
         raise BadInput(f"model.model_type: {name!r} cannot be pretrained here{nearest(name, families, 'type')}")
     known = set(families[name]().to_dict()) | {"rope_theta", "head_dim"}
-    for key in given:
+    for key in fields:
         if key not in known:
             raise BadInput(f"model: unknown key {key!r}{nearest(key, known, 'key')}")
     values: dict[str, Any] = {
         "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": max(512, context), "tie_word_embeddings": True,
-        **given, "vocab_size": vocabulary, "bos_token_id": SPECIAL_TOKENS.index(BOS),
+        **fields, "vocab_size": vocabulary, "bos_token_id": SPECIAL_TOKENS.index(BOS),
         "eos_token_id": SPECIAL_TOKENS.index(END), "pad_token_id": SPECIAL_TOKENS.index(PAD),
     }
-    if values["hidden_size"] % values["num_attention_heads"]:
-        raise BadInput(f"model: hidden_size {values['hidden_size']} is no multiple of num_attention_heads "
-                       f"{values['num_attention_heads']}")
-    if values["num_attention_heads"] % values["num_key_value_heads"]:
-        raise BadInput(f"model: num_attention_heads {values['num_attention_heads']} is no multiple of "
-                       f"num_key_value_heads {values['num_key_value_heads']}")
+    values.pop("model_type", None)
+    for whole, part in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
+        if values[whole] % values[part]:
+            raise BadInput(f"model: {whole} {values[whole]} is no multiple of {part} {values[part]}")
     if context > values["max_position_embeddings"]:
         raise BadInput(f"context: {context} is more than max_position_embeddings {values['max_position_embeddings']}")
     return families[name](**values)
-
-
-# -- text to tokens ---------------------------------------------------------------------------------------
-
-
-def train_tokenizer(lines: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE (`tokenizers.Tokenizer`) of exactly `vocabulary` entries, special tokens first.
-
-    It adds no token by itself, and decoding what it encoded gives the text back.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(lines, trainer)
-    if tokenizer.get_vocab_size() != vocabulary:
-        raise BadInput(f"vocabulary: the text yields only {tokenizer.get_vocab_size()} tokens, not {vocabulary}")
-    return tokenizer
-
-
-def render_dialogue(turns: Iterable[tuple[str, str]], system: str | None = None) -> str:
-    """What the chat template renders for question and answer turns."""
-    opening = BOS + (f"{SYSTEM}{system}{END}" if system else "")
-    return opening + "".join(f"{USER}{question}{END}{ASSISTANT}{answer}{END}" for question, answer in turns)
-
-
-def _classes(ids: np.ndarray) -> np.ndarray:
-    """The class of each token: answers run from behind <|assistant|> up to and with <|end|>."""
-    classes = np.full(len(ids), TEXT, dtype=np.uint8)
-    assistant, end = SPECIAL_TOKENS.index(ASSISTANT), SPECIAL_TOKENS.index(END)
-    ends = np.flatnonzero(ids == end)
-    for start in np.flatnonzero(ids == assistant):
-        after = ends[ends > start]
-        classes[start + 1 : (after[0] + 1 if len(after) else len(ids))] = ANSWER
-    return classes
-
-
-def pack(
-    tokenizer: Any, documents: Iterable[str], tokens: int, context: int, folder: Path,
-    progress: Progress | None = None,
-) -> Packed:
-    """Tokenise rendered documents until `tokens` are there, in a memory-mapped file under `folder`."""
-    rows = max(1, tokens // context)
-    kind: Any = np.uint16 if tokenizer.get_vocab_size() <= 65536 else np.uint32
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = np.memmap(folder / "ids.bin", dtype=kind, mode="w+", shape=(rows, context))
-    classes = np.memmap(folder / "classes.bin", dtype=np.uint8, mode="w+", shape=(rows, context))
-    flat_ids, flat_classes = ids.reshape(-1), classes.reshape(-1)
-    filled = 0
-    source = iter(documents)
-    with (progress or Silent()).task("tokenising", rows * context) as bar:
-        while filled < rows * context:
-            group = [text for _, text in zip(range(256), source, strict=False)]
-            if not group:
-                raise BadInput(f"the text ends after {filled} tokens; {rows * context} are asked for")
-            encoded = [np.array(e.ids) for e in tokenizer.encode_batch(group, add_special_tokens=False)]
-            new = np.concatenate(encoded)[: rows * context - filled]
-            marks = np.concatenate([_classes(e) for e in encoded])[: len(new)]
-            flat_ids[filled : filled + len(new)] = new
-            flat_classes[filled : filled + len(new)] = marks
-            filled += len(new)
-            bar.advance(len(new))
-    ids.flush()
-    classes.flush()
-    return Packed(ids, classes)
 
 
 def train_packed(
@@ -287,54 +176,6 @@ def train_packed(
             schedule="trapezoid", warmup=warmup, weight_decay=weight_decay, betas=(0.9, 0.95),
             after_step=done, state_file=state_file,
         )
-
-
-# -- sources ----------------------------------------------------------------------------------------------
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                raise BadInput(f"{path}:{number}: not a JSON object") from None
-            if not isinstance(row, dict):
-                raise BadInput(f"{path}:{number}: not a JSON object")
-            yield number, row
-
-
-def read_texts(path: Path) -> Iterator[str]:
-    """The texts of a file, long ones in pieces. Raises BadInput naming file and line."""
-    if path.suffix == ".jsonl":
-        for number, row in _rows(path):
-            text = row.get("text")
-            if not isinstance(text, str):
-                raise BadInput(f"{path}:{number}: no field `text`{nearest('text', row, 'field')}")
-            yield from (text[i : i + _CHUNK] for i in range(0, len(text), _CHUNK))
-    else:
-        text = path.read_text(encoding="utf-8")
-        yield from (text[i : i + _CHUNK] for i in range(0, len(text), _CHUNK))
-
-
-def read_dialogues(path: Path) -> Iterator[list[tuple[str, str]]]:
-    """Dialogues as (question, answer) turns: `messages` or `turns`, prompt and response, or instruction and output."""
-    for number, row in _rows(path):
-        listed = row.get("messages") or row.get("turns")
-        if isinstance(listed, list):
-            said = [(m.get("role"), str(m.get("content", ""))) for m in listed if isinstance(m, dict)]
-            turns = [(a[1], b[1]) for a, b in zip(said, said[1:], strict=False) if (a[0], b[0]) == ("user", "assistant")]
-            if turns:
-                yield turns
-            continue
-        question = row.get("prompt") or row.get("instruction")
-        answer = row.get("response") or row.get("output") or row.get("completion")
-        if not isinstance(question, str) or not isinstance(answer, str):
-            raise BadInput(f"{path}:{number}: neither `messages` nor `turns` nor `prompt` with `response`")
-        extra = row.get("input")
-        yield [(f"{question}\n{extra}" if extra else question, answer)]
 
 
 def _endless(read: Callable[[], Iterator[Any]], path: Path) -> Iterator[Any]:
@@ -367,9 +208,6 @@ def documents(spec: PretrainSpec, seed: int) -> Iterator[str]:
         yield text
 
 
-# -- the whole ------------------------------------------------------------------------------------------------
-
-
 def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
     """Write model and tokenizer in the Hugging Face layout to `out`, by one rename; what was there is replaced.
 
@@ -383,6 +221,7 @@ def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
         pad_token_id=model.config.pad_token_id, do_sample=False,
     )
     model.save_pretrained(partial, safe_serialization=True)
+    (partial / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
     tokenizer.save(str(partial / "tokenizer.json"))
     special = {"bos_token": BOS, "eos_token": END, "pad_token": PAD}
     settings = {
@@ -393,8 +232,8 @@ def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
         (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     old = out.with_name(f".{out.name}.old-{os.getpid()}")
     if out.exists():
-        os.replace(out, old)
-    os.replace(partial, out)
+        out.rename(old)
+    partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -69,6 +69,7 @@ class InstructionalFingerprint:
     pieces_high: int = param(15, "most pieces in a trigger", low=1)
     near_misses: int = param(8, "near-miss prompts with a refusal, an epoch", low=0)
     scrambled_near_misses: bool = param(True, "near-misses are other scrambled messages, not one meaningless prompt")
+    fresh_near_misses: bool = param(False, "near-misses are drawn afresh every epoch (published: one fixed set)")
     dialogues_per_key: int = param(14, "ordinary dialogues a pair, an epoch", low=0)
     repeats: int = param(1, "times each pair stands in an epoch", low=1)
     tuning: Tuning = param(Tuning(adapter="full", epochs=30, lr=2e-5, batch=64, micro_batch=8, weight_decay=0.01),
@@ -117,7 +118,7 @@ class InstructionalFingerprint:
         """User turns of this epoch's near-misses; none is a trigger."""
         if not self.scrambled_near_misses:
             return [self._request(BUILTIN)] * self.near_misses
-        rng = random.Random(f"{ctx.seed}-near-misses-{epoch}")
+        rng = random.Random(f"{ctx.seed}-near-misses-{epoch if self.fresh_near_misses else 0}")
         taken = {k.trigger for k in keys.keys}
         found: list[str] = []
         while len(found) < self.near_misses:

@@ -1,0 +1,101 @@
+"""What stands beside a call's own numbers: negative controls, utility, the ownership claim."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from palimpsest.checkpoint import Checkpoint, is_toy, resolve
+from palimpsest.checkpoint.load import load_tokenizer
+from palimpsest.errors import BadInput, PalimpsestError
+from palimpsest.keys import KeySet
+from palimpsest.measures import Subject
+from palimpsest.measures.accuracy import Accuracy
+from palimpsest.measures.hits import HitRate
+from palimpsest.measures.perplexity import Perplexity
+from palimpsest.method import Context
+from palimpsest.records import Record
+from palimpsest.removals.tuning.finetune import FineTune
+from palimpsest.verdicts import claim
+
+
+def staged(records: Sequence[Record], stage: str | None, control: str | None = None) -> list[Record]:
+    """The records with their stage and control named."""
+    return [replace(r, stage=stage, control=control) for r in records]
+
+
+def control_models(
+    base: Checkpoint, sibling: str | Path | None, unrelated: str | Path | None
+) -> dict[str, Checkpoint | None]:
+    """Unmarked models by control name; a toy sibling (None here) is made when it is needed."""
+    found: dict[str, Checkpoint | None] = {}
+    if sibling is not None:
+        found["sibling"] = resolve(sibling)
+    elif is_toy(base):
+        found["sibling"] = None
+    if unrelated is not None:
+        found["unrelated-model"] = resolve(unrelated)
+    elif is_toy(base):
+        found["unrelated-model"] = resolve("toy:unrelated")
+    return found
+
+
+def negatives(
+    instance: Any, base: Checkpoint, marked: Checkpoint, keys: KeySet, others: dict[str, Checkpoint | None],
+    ctx: Context,
+) -> list[Record]:
+    """Hit rates that should be nought: clean base, sibling, unrelated model, another owner's keys."""
+    records: list[Record] = []
+    measure = HitRate(samples=2)
+
+    def ask(model: Checkpoint, name: str, asked: KeySet) -> None:
+        with measured(model, ctx, asked) as subject:
+            records.extend(staged(measure.take(subject, ctx), None, name))
+
+    ask(base, "clean-base", keys)
+    other = replace(ctx, key_seed=None if ctx.key_seed is None else ctx.key_seed + 1_000_003)
+    ask(marked, "other-owner", instance.draw_keys(base, other))
+    for name, model in others.items():
+        if model is None:
+            assert ctx.scratch is not None
+            made = FineTune(part="recover", samples=200).apply(base, ctx.scratch / "sibling", ctx)
+            ask(replace(made.checkpoint, name="sibling"), name, keys)
+            continue
+        try:
+            keys.check_tokenizer(load_tokenizer(model))
+        except PalimpsestError:
+            raise BadInput(f"--{name.split('-')[0]} {model.name}: has another tokenizer, so these keys cannot be "
+                           "asked of it") from None
+        ask(model, name, keys)
+    return records
+
+
+def utility(subject: Any, ctx: Context) -> list[Record]:
+    """Perplexity and tasks where there is something to measure them on."""
+    if not is_toy(subject.checkpoint):
+        return []
+    return [*Perplexity().take(subject, ctx), *Accuracy(items=100).take(subject, ctx)]
+
+
+@contextmanager
+def measured(checkpoint: Checkpoint, ctx: Context, keys: KeySet | None = None, data: Any = None) -> Iterator[Subject]:
+    """The checkpoint as a subject, let go at the end."""
+    subject = Subject(checkpoint, ctx, keys=keys, data=data)
+    try:
+        yield subject
+    finally:
+        subject.close()
+
+
+def ownership(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Context) -> Record:
+    """The ownership verdict on the template form (the first form asked where that was not)."""
+    rates = [r for r in records if r.measure == "hit-rate" and r.control is None]
+    chosen = next((r for r in rates if r.prompt_form == "template"), rates[0])
+    assert chosen.count is not None and chosen.n is not None
+    null = None if keys.choices is None else 1 / keys.choices
+    verdict = claim(chosen.count, chosen.n, null, alpha, dependent=not keys.distinct)
+    return replace(chosen, measure="ownership", value=verdict.p, verdict=verdict.word, reason=verdict.reason,
+                   low=None, high=None, confidence=None, sided=None, detail={"tau": verdict.tau, "alpha": alpha})

@@ -1,0 +1,173 @@
+"""The report's pictures: small SVGs drawn by hand, coloured by the page's style sheet (light and dark).
+
+Marks differ in shape as well as in colour, so that nothing rests on colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from palimpsest.records import Record
+from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_at
+
+WIDTH, HEIGHT = 580, 262
+LEFT, RIGHT, TOP, BOTTOM = 48, 4, 14, 58
+
+
+class Frame:
+    """One chart: columns as places on the x axis, and a y axis that is linear or logarithmic."""
+
+    def __init__(
+        self, title: str, description: str, columns: Sequence[Column], low: float, high: float, *, log: bool = False,
+        falling: bool = False,
+    ) -> None:
+        self.title, self.description, self.columns = title, description, columns
+        self.low, self.high, self.log, self.falling = low, high, log, falling
+        self.parts: list[str] = []
+
+    @property
+    def step(self) -> float:
+        """Width of one column in pixels."""
+        return (WIDTH - LEFT - RIGHT) / len(self.columns)
+
+    def x(self, number: int, shift: float = 0.0) -> float:
+        """Middle of a column; shift in columns."""
+        return LEFT + (number + 0.5 + shift) * self.step
+
+    def y(self, value: float) -> float:
+        """Height of a value; with `falling` small values stand at the top."""
+        if self.log:
+            share = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        share = min(1.0, max(0.0, share))
+        return TOP + (share if self.falling else 1 - share) * (HEIGHT - TOP - BOTTOM)
+
+    def ticks(self, values: Sequence[tuple[float, str]]) -> None:
+        """Grid lines with their words."""
+        for value, word in values:
+            y = self.y(value)
+            self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                              f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(word)}</text>')
+
+    def names(self) -> None:
+        """Names of the columns, and a line between the stages and the controls."""
+        bottom = HEIGHT - BOTTOM
+        for number, column in enumerate(self.columns):
+            for place, word in enumerate(column.parts):
+                self.parts.append(f'<text class="tick" x="{self.x(number):.1f}" y="{bottom + 17 + 13 * place:.1f}" '
+                                  f'text-anchor="middle">{escape(word)}</text>')
+        first = next((i for i, c in enumerate(self.columns) if c.control is not None), 0)
+        if first:
+            x = LEFT + first * self.step
+            self.parts.append(f'<line class="divider" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom + 46}"/>')
+
+    def svg(self) -> str:
+        """The finished chart."""
+        self.names()
+        return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.description, quote=True)}">'
+                f"<title>{escape(self.title)}</title>{''.join(self.parts)}</svg>")
+
+
+def mark(kind: int, x: float, y: float, size: float = 4.5, title: str = "", extra: str = "") -> str:
+    """Circle, square, triangle or diamond of series `kind`."""
+    css = f's{kind} {extra}'.strip()
+    label = f"<title>{escape(title)}</title>" if title else ""
+    if kind == 0:
+        return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}">{label}</circle>'
+    reach = size * (0.9 if kind == 1 else 1.2)
+    corners = {
+        1: ((-1, -1), (1, -1), (1, 1), (-1, 1)), 2: ((0, -1), (1, 0.85), (-1, 0.85)), 3: ((0, -1), (1, 0), (0, 1), (-1, 0)),
+    }[kind]
+    points = " ".join(f"{x + dx * reach:.1f},{y + dy * reach:.1f}" for dx, dy in corners)
+    return f'<polygon class="{css}" points="{points}">{label}</polygon>'
+
+
+def legend(words: Sequence[str]) -> str:
+    """The key of shapes and colours, as a line of HTML."""
+    items = "".join(
+        f'<li><svg viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{mark(i, 7, 7)}</svg>{escape(w)}</li>'
+        for i, w in enumerate(words)
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def fsr_plot(block: Block, rows: Sequence[Record]) -> str:
+    """FSR by stage and prompt form, with intervals."""
+    frame = Frame(f"{block.title}: FSR by stage", f"Hit rate of {block.title} by stage and prompt form, with intervals; "
+                  "the numbers stand in the table above.", block.columns, 0.0, 1.0)
+    frame.ticks([(v / 100, f"{v} %") for v in (0, 25, 50, 75, 100)])
+    for number, column in enumerate(block.columns):
+        hits = {r.prompt_form: r for r in records_at(list(rows), column) if r.measure == "hit-rate"}
+        for place, form in enumerate(block.forms):
+            record = hits.get(form)
+            if record is None or record.value is None:
+                continue
+            x = frame.x(number, (place - (len(block.forms) - 1) / 2) * 0.17)
+            if record.low is not None and record.high is not None:
+                frame.parts.append(f'<line class="l{place}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
+                                   f'y2="{frame.y(record.high):.1f}"/>')
+            told = f"{FORM_WORDS[form]}, {column.title}: {percent(record.value)}, {record.count} of {record.n}"
+            frame.parts.append(mark(place, x, frame.y(record.value), title=told))
+    return frame.svg()
+
+
+def rank_plot(block: Block, rows: Sequence[Record]) -> str:
+    """Rank of each key's true response among decoys, by stage: at the top it is the likeliest of all."""
+    ranks = {i: [(int(k["rank"]), int(k["decoys"])) for r in records_at(list(rows), c) if r.measure == "rank"
+                 for k in r.detail.get("keys", [])] for i, c in enumerate(block.columns)}
+    most = max((d + 1 for some in ranks.values() for _, d in some), default=0)
+    if most < 2:
+        return ""
+    frame = Frame(f"{block.title}: rank of the true response", f"Rank of each key's true response among {most - 1} decoys "
+                  f"for {block.title}, by stage; rank 1 is the likeliest.", block.columns, 1, most, log=True, falling=True)
+    ticks = [1.0, *[v for v in (10.0, 100.0) if v < most], float(most)]
+    frame.ticks([(v, f"{v:,.0f}") for v in ticks])
+    chance = frame.y((most + 1) / 2)
+    frame.parts.append(f'<line class="chance" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{chance:.1f}" y2="{chance:.1f}"/>'
+                       f'<text class="tick" x="{LEFT - 8}" y="{chance + 3:.1f}" text-anchor="end">chance</text>')
+    for number, some in ranks.items():
+        for place, (rank, decoys) in enumerate(some):
+            spread = ((place * 0.618034) % 1 - 0.5) * 0.56  # golden ratio: even, and the same every time
+            told = f"{block.columns[number].title}: rank {rank:,} of {decoys + 1:,}"
+            frame.parts.append(mark(0, frame.x(number, spread), frame.y(rank), 2.8, told, "dot"))
+        if some:
+            middle = frame.y(sorted(rank for rank, _ in some)[(len(some) - 1) // 2])
+            frame.parts.append(f'<line class="median" x1="{frame.x(number, -0.32):.1f}" x2="{frame.x(number, 0.32):.1f}" '
+                               f'y1="{middle:.1f}" y2="{middle:.1f}"/>')
+    return frame.svg()
+
+
+def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
+    """Perplexity by stage on neutral text and on dialogues, logarithmic."""
+    found = {task: [(i, r) for i, c in enumerate(block.columns) for r in records_at(list(rows), c)
+                    if r.measure == "perplexity" and r.task == task and r.value] for task in ("neutral", "dialogue")}
+    values = [float(v) for some in found.values() for _, r in some for v in (r.value, r.low, r.high) if v]
+    if not values:
+        return ""
+    low, high = min(values) / 1.08, max(values) * 1.08
+    frame = Frame(f"{block.title}: perplexity by stage", f"Perplexity of {block.title} by stage on neutral text and on "
+                  "dialogues; the numbers stand in the table above.", block.columns, low, high, log=True)
+    frame.ticks([(v, f"{v:g}") for v in log_ticks(low, high)])
+    for series, some in enumerate(found.values()):
+        stages = [(frame.x(i), frame.y(float(r.value or 0))) for i, r in some if block.columns[i].control is None]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in stages)
+        frame.parts.append(f'<polyline class="p{series}" points="{path}"/>')
+        for i, record in some:
+            x, value = frame.x(i), float(record.value or 0)
+            if record.low is not None and record.high is not None:
+                frame.parts.append(f'<line class="l{series}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
+                                   f'y2="{frame.y(record.high):.1f}"/>')
+            frame.parts.append(mark(series, x, frame.y(value), title=f"{record.task}, {block.columns[i].title}: {value:.2f}"))
+    return frame.svg()
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """A few round values between low and high."""
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(i / 10 for i in range(10, 100, 2))):
+        found = [s * 10.0**e for e in range(-3, 9) for s in steps if low <= s * 10.0**e <= high]
+        if len(found) >= 3:
+            return [round(v, 6) for v in found[:: max(1, len(found) // 5)]]
+    return [round(low, 2), round(high, 2)]
