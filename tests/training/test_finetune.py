@@ -101,7 +101,7 @@ def test_the_update_is_alpha_over_rank_times_b_a(tiny_model: Path) -> None:
 def test_a_merge_that_is_not_the_adapter_is_found(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapted, _ = tune(model_at(tiny_model), rows_of(8), Tuning(rank=4, epochs=1, lr=1e-2), CTX)
     untouched = model_at(tiny_model)
-    monkeypatch.setattr(type(adapted), "merge_and_unload", lambda self: untouched)
+    monkeypatch.setattr(type(adapted.base_model), "merge_and_unload", lambda self: untouched)
     with pytest.raises(PalimpsestError, match="does not answer like the model with its adapter"):
         merged(adapted)
 

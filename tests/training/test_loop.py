@@ -53,7 +53,7 @@ def test_the_loss_is_that_of_transformers_with_masked_labels(family: str, even: 
     model.zero_grad()
     ours = batch_loss(model, batch)
     ours.backward()
-    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), abs=1e-5)
     for name, parameter in model.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3, msg=name)
@@ -65,10 +65,11 @@ def test_weights_make_a_weighted_mean_and_the_first_column_is_never_predicted() 
     with torch.inference_mode():
         logs = model(input_ids=ids).logits[0].log_softmax(-1)
     nats = [-float(logs[i - 1, ids[0, i]]) for i in range(1, 4)]
-    found = float(batch_loss(model, Batch(ids, torch.tensor([[9.0, 1.0, 0.0, 0.25]]))))
+    with torch.inference_mode():
+        found = float(batch_loss(model, Batch(ids, torch.tensor([[9.0, 1.0, 0.0, 0.25]]))))
     assert found == pytest.approx((nats[0] + 0.25 * nats[2]) / 1.25, abs=1e-5)
     weights = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    assert float(batch_loss(model, Batch(ids, weights))) == 0.0 and weights[0, 0] == 1.0  # left as it was
+    assert batch_loss(model, Batch(ids, weights)).item() == 0.0 and weights[0, 0] == 1.0  # left as it was
 
 
 @pytest.mark.parametrize(("schedule", "warmup", "rates"), [
@@ -189,6 +190,23 @@ def test_a_state_file_of_another_model_starts_afresh(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         train_steps(model_of("gpt2"), batches, steps=3, lr=1e-3, state_file=tmp_path / "s", state_seconds=0.0, after_step=die)
     assert train_steps(model_of(), batches, steps=3, lr=1e-3, state_file=tmp_path / "s").steps == 3
+
+
+@pytest.mark.parametrize("other", [{"lr": 2e-3}, {"schedule": "linear"}, {"rows": 1}], ids=str)
+def test_a_state_file_of_another_run_on_the_same_model_starts_afresh(tmp_path: Path, other: dict[str, Any]) -> None:
+    seen: list[int] = []
+
+    def note(step: int, loss: float) -> None:
+        seen.append(step)
+        if len(seen) == 2:
+            raise Killed
+
+    options: dict[str, Any] = {"steps": 3, "lr": 1e-3, "after_step": note}
+    with pytest.raises(Killed):
+        train_steps(model_of(), Batches(rows_of(8), 4, 0), state_file=tmp_path / "s", state_seconds=0.0, **options)
+    batches = Batches(rows_of(8, seed=other.pop("rows", 0)), 4, 0)
+    train_steps(model_of(), batches, state_file=tmp_path / "s", **{**options, **other})
+    assert seen == [1, 2, 1, 2, 3]
 
 
 def test_only_parameters_that_require_a_gradient_change() -> None:

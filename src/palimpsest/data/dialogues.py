@@ -64,8 +64,11 @@ class Dialogues:
         if count is None:
             return list(rows[offset:])
         if offset + count > len(rows):
+            hint = "" if name in ("erase", "recover", "test") or rows else (
+                f" (a set of fewer than {LARGE:,} dialogues has erase, recover and test parts only)"
+            )
             raise BadInput(f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are "
-                           "needed; add another --data or lower the count")
+                           f"needed{hint}; add another --data or lower the count")
         return list(rows[offset : offset + count])
 
     def digest(self) -> str:

@@ -55,7 +55,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Any]]:
         yield from ((f"{path}: row {i}", row) for i, row in enumerate(table, 1))
         return
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark first
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: is not UTF-8 text: {error}") from None
     if suffix == ".csv":

@@ -209,7 +209,8 @@ def method_kinds(field: str) -> tuple[str, ...]:
 
 
 def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt field explains the rest
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" if i else str(p) for i, p in enumerate(first["loc"]))
     if first["type"] == "extra_forbidden":
         fields = ModelSpec.model_fields if len(first["loc"]) > 1 else StudySpec.model_fields

@@ -28,6 +28,7 @@ from palimpsest.records import Record, read_jsonl
 
 FORMAT = 1
 SECRET_DETAILS = ("samples", "texts")  # details of a record that hold what a model was asked and said
+OWN = {"steps", ".lock"}  # what a run that was killed at its very start may leave
 
 
 class Store:
@@ -41,7 +42,7 @@ class Store:
         """Open a study's folder, or make it; BadInput where it is something else's."""
         if folder.is_file():
             raise BadInput(f"--out {folder}: is a file")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / "study.json").is_file():
+        if folder.is_dir() and not (folder / "study.json").is_file() and {p.name for p in folder.iterdir()} - OWN:
             raise BadInput(f"--out {folder}: the folder is not empty and holds no study")
         try:
             (folder / "steps" / ".scratch").mkdir(parents=True, exist_ok=True)

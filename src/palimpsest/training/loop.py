@@ -7,8 +7,10 @@ which for small vocabularies costs a quarter of a step and for large ones most o
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,8 +120,11 @@ def train_steps(
     device = parameters[0].device
     log = TrainLog()
     first = 0
-    if state_file is not None and state_file.is_file():
-        first = _restore(state_file, parameters, optimiser, log)
+    run = ""
+    if state_file is not None:
+        run = _run_digest(batch_at(0), steps, lr, schedule, warmup, weight_decay, betas, clip, accumulate)
+        if state_file.is_file():
+            first = _restore(state_file, parameters, optimiser, log, run)
     model.train()
     started = saved = time.monotonic()
     carried = log.seconds
@@ -150,7 +155,7 @@ def train_steps(
         if stop:
             break
         if state_file is not None and time.monotonic() - saved > state_seconds:
-            _store(state_file, parameters, optimiser, log)
+            _store(state_file, parameters, optimiser, log, run)
             saved = time.monotonic()
     if state_file is not None:
         state_file.unlink(missing_ok=True)
@@ -163,30 +168,46 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return Batch(batch.input_ids.to(device), batch.weights.to(device), mask)
 
 
-def _store(path: Path, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, log: TrainLog) -> None:
+def _run_digest(first: Batch, *settings: Any) -> str:
+    """What a state file belongs to: settings and first batch. Phases of one step may share a name."""
+    return hashlib.sha256(repr((first.input_ids.tolist(), first.weights.tolist(), settings)).encode()).hexdigest()
+
+
+def _store(
+    path: Path, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, log: TrainLog, run: str
+) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     state: dict[str, Any] = {
+        "run": run,
         "parameters": [p.detach().cpu() for p in parameters],
         "optimiser": optimiser.state_dict(),
         "log": vars(log),
         "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if parameters[0].is_cuda else [],
     }
     torch.save(state, partial)
     partial.replace(path)
 
 
-def _restore(path: Path, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, log: TrainLog) -> int:
-    state = torch.load(path, weights_only=True)
-    if len(state["parameters"]) != len(parameters) or any(
-        a.shape != b.shape for a, b in zip(state["parameters"], parameters, strict=True)
-    ):
+def _restore(
+    path: Path, parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, log: TrainLog, run: str
+) -> int:
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return 0
+    if not isinstance(state, dict) or "parameters" not in state or state.get("run", run) != run:
+        return 0
+    if [p.shape for p in state["parameters"]] != [p.shape for p in parameters]:
         return 0  # the state of another run: start afresh
     with torch.no_grad():
         for old, new in zip(parameters, state["parameters"], strict=True):
             old.copy_(new)
     optimiser.load_state_dict(state["optimiser"])
     torch.set_rng_state(state["rng"])
+    if state.get("cuda_rng"):
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
     for name, value in state["log"].items():
         setattr(log, name, [tuple(entry) for entry in value] if name == "losses" else value)
     return log.steps
