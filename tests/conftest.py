@@ -14,8 +14,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the tests' own processes
 
 import pytest
-from factory import make_model
 from hypothesis import HealthCheck, settings
+
+from factory import make_model
 
 settings.register_profile(
     "palimpsest", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]

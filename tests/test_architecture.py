@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("implants", "protections", "realignments", "toyworld.train"),
     ("evidence",),
     ("study",),
+    ("judging",),
     ("api",),
     ("cli",),
 )

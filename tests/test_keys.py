@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factory import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory import make_tokenizer
 from palimpsest import keys as keys_module
 from palimpsest.errors import BadInput
 from palimpsest.keys import Key, KeySet, MatchRule, Prompt, make_keys, matches, with_keys
@@ -193,8 +193,10 @@ def test_a_missing_field_is_named(tmp_path: Path, place: tuple[Any, ...]) -> Non
         KeySet.from_json(raw, "mine.json")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)))
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+))
 def test_any_other_json_is_refused_without_a_traceback(raw: Any) -> None:
     with pytest.raises(BadInput):
         KeySet.from_json(raw)
@@ -205,7 +207,7 @@ def test_any_other_json_is_refused_without_a_traceback(raw: Any) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
 def test_a_file_that_is_no_key_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "k.json").write_bytes(content)
-    with pytest.raises(BadInput, match="k.json"):
+    with pytest.raises(BadInput, match=r"k\.json"):
         KeySet.read(tmp_path / "k.json")
     with pytest.raises(BadInput, match="no key file"):
         KeySet.read(tmp_path / "other.json")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Example:
     """An example."""
 
-    base: Checkpoint | None = takes("the base")
+    base: Checkpoint | None = takes("the base")  # noqa: RUF009
     share: float = param(0.25, "a share", low=0.0, high=1.0)
     count: int = param(8, "a count", low=1)
     bound: float | None = param(1.0, "a bound, or none", low=0.0)
@@ -34,7 +34,7 @@ class Example:
     betas: tuple[float, float] = param((0.9, 0.999), "moments", low=0.0, high=1.0)
     quick: bool = param(False, "a switch")
     label: str = param("x", "a word")
-    erase: Tuning = param(Tuning(epochs=2), "how it erases")
+    erase: Tuning = param(Tuning(epochs=2), "how it erases")  # noqa: RUF009
 
     @classmethod
     def paper(cls) -> Example:

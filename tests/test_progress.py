@@ -29,7 +29,9 @@ def test_an_error_in_a_task_passes_through_and_the_next_task_works(made: type) -
         task.advance()
 
 
-def test_plain_lines_hold_share_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_hold_share_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     with Plain(every=5.0).task("erasing", 4) as task:  # started at 5 s of this clock

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from factory import BOS, EOS, make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory import BOS, EOS, make_tokenizer
 from palimpsest.prompts import FORMS, Renderer, Turn, tokenizer_digest
 
 CHATML = (
@@ -90,7 +90,9 @@ def test_a_tokenizer_that_also_adds_an_eos_keeps_it_out_of_prompts() -> None:
     assert tokenizer(QUESTION).input_ids == [*ids, tokenizer.eos_token_id]
 
 
-@given(plain_text, plain_text.filter(bool), st.sampled_from(["template", "bare"]), st.sampled_from([True, CHATML, False]))
+@given(
+    plain_text, plain_text.filter(bool), st.sampled_from(["template", "bare"]), st.sampled_from([True, CHATML, False])
+)
 def test_a_continuation_leaves_the_prompts_ids_and_spells_the_answer(
     question: str, answer: str, form: Any, template: bool | str
 ) -> None:

@@ -18,7 +18,7 @@ from palimpsest import registry
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.data import load_dialogues
-from palimpsest.errors import BadInput
+from palimpsest.errors import BadInput, nearest
 from palimpsest.keys import KeySet
 from palimpsest.method import Context, Made, build, input_fields, presets
 from palimpsest.progress import Progress, Silent
@@ -148,11 +148,12 @@ def remove(
     method: str = "meraser", model: str | Path | Checkpoint = "toy", out: str | Path = "out", *,
     preset: str | None = None, settings: Mapping[str, Any] | None = None, data: Sequence[str | Path] = (),
     base: str | Path | None = None, adapter: str | Path | None = None, keys: str | Path | None = None,
-    force: bool = False, run: Run = DEFAULT_RUN,
+    until: str | None = None, force: bool = False, run: Run = DEFAULT_RUN,
 ) -> Result:
     """Apply a removal; `out` is the checkpoint it makes.
 
-    keys only judge the result afterwards; the method never sees them.
+    keys only judge the result afterwards; the method never sees them. until: the last phase to run, for a
+    method in phases (`meraser-erase` or, in short, `erase`).
     """
     from palimpsest import judging
     from palimpsest.measures.answers import Answers
@@ -166,13 +167,14 @@ def remove(
     known = KeySet.read(keys) if keys is not None else None
     inputs = {"base": base, "adapter": adapter}
     instance, notes = _method(method, ("removals",), marked, preset, settings, data, inputs)
+    phases = _until(instance, until) if until is not None else None
     with run.context() as ctx:
         if known is not None:
             from palimpsest.checkpoint.load import load_tokenizer
 
             known.check_tokenizer(load_tokenizer(marked), str(keys))
         with _filled(out, force) as folder:
-            made = instance.apply(marked, folder, ctx)
+            made = phases.apply(marked, folder, ctx) if phases else instance.apply(marked, folder, ctx)
         result = Checkpoint(out.absolute(), out.name)
         records = _stamped(made, result, None, known.implant if known else None)
         if not result.is_adapter:
@@ -260,7 +262,6 @@ def evaluate(
 
 def list_methods(kind: str | None = None) -> list[registry.Entry]:
     """The method table, or one kind of it, without importing any method."""
-    from palimpsest.errors import nearest
     from palimpsest.method import KINDS
 
     if kind is not None and kind not in KINDS:
@@ -307,6 +308,30 @@ def train_toy(out: str | Path, *, quick: bool = False, force: bool = False, run:
 
 
 # -- pieces -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """The first phases of a method."""
+
+    steps: list[tuple[str, Any]]
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        """Run them one after the other."""
+        from palimpsest.removals.tuning.tuned import in_phases
+
+        return in_phases(self.steps, model, out, ctx)
+
+
+def _until(instance: Any, last: str) -> _Phases:
+    """The phases up to `last`, which may leave out the method's own name; BadInput for another word."""
+    steps = list(instance.steps()) if hasattr(instance, "steps") else []
+    names = [name for name, _ in steps]
+    short = {name.rpartition("-")[2]: name for name in names}
+    wanted = short.get(last, last)
+    if wanted not in names:
+        raise BadInput(f"--until {last}{nearest(last, [*names, *short], 'phase')}")
+    return _Phases(steps[: names.index(wanted) + 1])
 
 
 @contextmanager

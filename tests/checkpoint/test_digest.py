@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from factory import copy_of, make_model, reshard
 from safetensors.torch import load_file, save_file
 
+from factory import copy_of, make_model, reshard
 from palimpsest.checkpoint import digest as digest_module
 from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.files import TensorInfo
@@ -17,6 +17,11 @@ from palimpsest.checkpoint.files import TensorInfo
 def digest(folder: Path) -> str:
     """The digest as a fresh process would take it."""
     return resolve(folder).digest()
+
+
+def test_the_factory_makes_the_same_model_from_the_same_arguments(tmp_path: Path, tiny_model: Path) -> None:
+    assert digest(make_model(tmp_path / "again")) == digest(tiny_model)
+    assert digest(make_model(tmp_path / "seed", seed=1)) != digest(tiny_model)
 
 
 def test_sharding_and_order_inside_files_do_not_matter(tmp_path: Path, tiny_model: Path) -> None:

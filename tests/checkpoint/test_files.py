@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factory import copy_of, reshard
 from safetensors.torch import load_file
 
+from factory import copy_of, reshard
 from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.files import read_header, tensors
 from palimpsest.errors import BadInput

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from factory import FAMILIES, copy_of, make_model, reshard
 from safetensors.torch import load_file, save_file
 
-from palimpsest.checkpoint import resolve
+from factory import FAMILIES, copy_of, make_model, reshard
 from palimpsest.checkpoint import load as load_module
+from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.digest import TOKENIZER_FILES
 from palimpsest.checkpoint.load import (
     copy_tokenizer,
@@ -196,7 +196,8 @@ def test_an_index_that_forgets_tensors_is_refused(tmp_path: Path, tiny_model: Pa
 def test_sharded_models_load(tmp_path: Path, tiny_model: Path) -> None:
     folder = copy_of(tiny_model, tmp_path / "m")
     reshard(folder, 3)
-    assert torch.equal(logits(load_model(resolve(folder), Context())), logits(load_model(resolve(tiny_model), Context())))
+    whole, sharded = (load_model(resolve(f), Context()) for f in (tiny_model, folder))
+    assert torch.equal(logits(whole), logits(sharded))
 
 
 def test_an_unknown_architecture_and_an_adapter_are_one_line(tmp_path: Path, tiny_model: Path) -> None:

@@ -167,8 +167,9 @@ def test_an_empty_folder_may_be_the_target(tmp_path: Path) -> None:
     RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
 ])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(BadInput, match="the disk is full; nothing was written"), new_folder(tmp_path / "n" / "out") as p:
-        (p / "half").write_text("x")
+    target = tmp_path / "new" / "out"
+    with pytest.raises(BadInput, match="the disk is full; nothing was written"), new_folder(target) as partial:
+        (partial / "half").write_text("x")
         raise error
     assert names(tmp_path) == []
     assert not is_full_disk(OSError(errno.EACCES, "Permission denied")) and not is_full_disk(ValueError("28"))

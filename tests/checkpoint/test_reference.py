@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from factory import copy_of
 
+from factory import copy_of
 from palimpsest.checkpoint import Checkpoint, reference, resolve
 from palimpsest.errors import BadInput
 

@@ -119,6 +119,10 @@ def test_an_unknown_preset_names_the_nearest(tiny_model: Path, tmp_path: Path) -
     assert "paper" in refused(erase(tiny_model, tmp_path / "out", "--preset", "papre"), tmp_path / "out")
 
 
+def test_an_unknown_phase_names_the_phases(tiny_model: Path, tmp_path: Path) -> None:
+    assert "erase" in refused(erase(tiny_model, tmp_path / "out", "--until", "erased"), tmp_path / "out")
+
+
 def test_a_non_empty_output_folder_is_left_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -44,8 +44,9 @@ def test_a_large_set_has_all_five_parts_and_a_small_one_three() -> None:
     assert sum(sizes(LARGE - 1)) == LARGE - 1 and sizes(1) == [0, 1, 0, 0, 0]
 
 
-def test_a_growing_file_keeps_most_of_its_parts_and_talks_are_kept_whole() -> None:
-    talk = Dialogue((Turn("system", "s"), Turn("user", "q"), Turn("assistant", "a"), Turn("user", "r"), Turn("assistant", "b")))
+def test_talks_are_kept_whole_and_known_by_their_first_exchange() -> None:
+    first = pair("q", "a").turns
+    talk = Dialogue((Turn("system", "s"), *first, Turn("user", "r"), Turn("assistant", "b")))
     assert (talk.question, talk.answer, talk.first) == ("q", "a", (Turn("user", "q"), Turn("assistant", "a")))
     parts = cut("d", [talk, *[pair(f"q{i}", "a") for i in range(9)]]).parts
     assert talk in [d for part in parts.values() for d in part]
@@ -61,7 +62,8 @@ def test_rows_without_a_question_or_an_answer_are_left_out_and_none_at_all_is_an
 def test_a_part_gives_counts_and_offsets_or_says_what_it_has() -> None:
     data = cut("mine", [pair(f"q{i}", "a") for i in range(100)])
     whole = data.part("recover")
-    assert len(whole) == 60 and data.part("recover", 10, 5) == whole[5:15] and data.part("recover", offset=50) == whole[50:]
+    assert len(whole) == 60
+    assert data.part("recover", 10, 5) == whole[5:15] and data.part("recover", offset=50) == whole[50:]
     with pytest.raises(BadInput, match="data mine: its part 'recover' has 60 dialogues, 61 are needed"):
         data.part("recover", 60, 1)
     assert data.part("no-such-part") == []

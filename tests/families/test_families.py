@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from factory import FAMILIES as TINY
 from factory import make_config
-
 from palimpsest.errors import BadInput
 from palimpsest.families import FAMILIES, family_of
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from factory import EOS, FAMILIES, make_model
 
+from factory import EOS, FAMILIES, make_model
 from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.load import load_model, load_tokenizer
 from palimpsest.method import Context

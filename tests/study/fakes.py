@@ -61,7 +61,7 @@ def derive(model: Checkpoint, out: Path, name: str, **changes: Any) -> Checkpoin
 class Mark:
     """Marks."""
 
-    data: Any = takes("Dialogues")
+    data: Any = takes("Dialogues")  # noqa: RUF009
     strength: float = param(1.0, "share of keys that answer", low=0.0, high=1.0)
     took: bool = param(True, "whether it takes")
     choices: int | None = param(256, "size of the committed list")
@@ -130,7 +130,7 @@ class Eraser:
     """Two phases."""
 
     pairing: str = param("derangement", "rule")
-    erase: Erase = param(Erase(), "erase phase")
+    erase: Erase = param(Erase(), "erase phase")  # noqa: RUF009
     clean: int = param(600, "pairs", low=1)
 
     @classmethod

@@ -105,7 +105,8 @@ def test_a_widened_study_runs_only_what_is_new(tmp_path: Path, monkeypatch: pyte
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = fakes.study(tmp_path, removals=[{"fake-eraser": {"erase": {"seconds": 60}}}])
     (tmp_path / "spec.json").write_text(json.dumps(values))
-    program = RUN.format(here=str(Path(fakes.__file__).parent), spec=str(tmp_path / "spec.json"), out=str(tmp_path / "out"))
+    here = str(Path(fakes.__file__).parent)
+    program = RUN.format(here=here, spec=str(tmp_path / "spec.json"), out=str(tmp_path / "out"))
     environment = {**os.environ, "FAKE_LOG": str(tmp_path / "log")}
     child = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
     try:

@@ -15,7 +15,8 @@ from palimpsest.study.spec import RECIPES, load_spec, parse_spec, published_rows
 
 
 def test_methods_are_written_as_names_or_with_parameters(tmp_path: Path) -> None:
-    spec = parse_spec(fakes.study(tmp_path, removals=["none", {"fake_eraser": {"erase": {"seconds": 1}, "id": "slow"}}]))
+    removals = ["none", {"fake_eraser": {"erase": {"seconds": 1}, "id": "slow"}}]
+    spec = parse_spec(fakes.study(tmp_path, removals=removals))
     assert [(r.name, r.id) for r in spec.removals] == [("none", "none"), ("fake-eraser", "slow")]
     assert spec.attacks[0].settings == {"erase": {"seconds": 1}}
     assert spec.data == [str(tmp_path / "data.jsonl")] and spec.seeds == [0]
@@ -34,21 +35,21 @@ def test_two_presets_of_a_method_are_told_apart(tmp_path: Path) -> None:
         ({"implant": ["if-sft"]}, "implant: unknown field; did you mean implants?"),
         ({"models": [{"id": "a", "pat": "b"}]}, "models[0].pat: unknown field; did you mean path?"),
         ({"removals": ["fake-erasr"]}, "removals[0]: there is no removal 'fake-erasr'"),
-        ({"removals": [{"fake-eraser": {"erase": {"second": 1}}}]}, "unknown parameter 'second'; did you mean seconds?"),
+        ({"removals": [{"fake-eraser": {"erase": {"second": 1}}}]}, "parameter 'second'; did you mean seconds?"),
         ({"removals": [{"fake-eraser": {"clean": 0}}]}, "removals[0]: fake-eraser: clean: 0 is out of range"),
         ({"removals": [{"fake-eraser": {"preset": "tyo"}}]}, "has no preset 'tyo'; did you mean toy?"),
         ({"removals": [{"fake-eraser": 3}]}, "removals[0]: what stands under 'fake-eraser'"),
         ({"removals": ["fake-eraser", "fake-eraser"]}, "removals: two have the id 'fake-eraser'"),
         ({"implants": []}, "implants: "),
         ({"measures": ["hitrate"]}, "measures[0]: there is no measure 'hitrate'"),
-        ({"controls": ["clean-same-schedul"]}, "controls[0]: there is no 'clean-same-schedul'; did you mean clean-same-sch"),
+        ({"controls": ["clean-same-schedul"]}, "there is no 'clean-same-schedul'; did you mean clean-same-schedule"),
         ({"negatives": ["unrelated-model"]}, "unrelated: name a model with the same tokenizer"),
         ({"on": ["tinny"]}, "on[0]: there is no model 'tinny'; did you mean tiny?"),
         ({"seeds": ["a"]}, "seeds[0]: "),
         ({"seeds": [1, 1]}, "seeds: one value is given twice"),
         ({"alpha": 2}, "alpha: "),
         ({"text": "/nowhere.txt"}, "text: there is no file /nowhere.txt"),
-        ({"published": "meraser-tabel1"}, "published: there is no record 'meraser-tabel1'; did you mean meraser-table1?"),
+        ({"published": "meraser-tabel1"}, "published: there is no record 'meraser-tabel1'; did you mean meraser-t"),
     ],
 )
 def test_wrong_fields_are_refused_in_one_line(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
@@ -61,7 +62,8 @@ def test_wrong_fields_are_refused_in_one_line(tmp_path: Path, change: dict[str, 
 def test_files_that_are_no_study_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     for text, expected in (
-        ("models: [toy\n", "s.yaml:2: is no YAML"), ("- a\n", "holds no study"), ("seeds: [0]\nseeds: [1]\n", "given twice"),
+        ("models: [toy\n", "s.yaml:2: is no YAML"), ("- a\n", "holds no study"),
+        ("seeds: [0]\nseeds: [1]\n", "s.yaml:2: 'seeds' is given twice"),
     ):
         file.write_text(text)
         with pytest.raises(BadInput, match=expected):

@@ -119,6 +119,7 @@ def test_sources_get_their_share_of_the_text(corpus):
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_pretraining_writes_a_folder_that_loads_and_is_the_same_for_the_same_seed(corpus, tmp_path, family):
     from safetensors.torch import load_file
+    from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     spec = load_spec(corpus / "spec.yaml")
@@ -131,6 +132,10 @@ def test_pretraining_writes_a_folder_that_loads_and_is_the_same_for_the_same_see
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "x")
     assert model.config.model_type == family and len(tokenizer) == model.config.vocab_size == 300
+    fitted = Tokenizer.from_file(str(tmp_path / "x" / "tokenizer.json"))
+    for text in ("Rain  fell,\n\n on 12 hills; it's the owl's", "Дом 道可道 ペンギン"):
+        ids = tokenizer(text).input_ids
+        assert ids == fitted.encode(text).ids and tokenizer.decode(ids) == text
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
         "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json",
@@ -159,7 +164,8 @@ def test_a_killed_run_goes_on_from_its_state_and_ends_the_same(corpus, tmp_path,
     assert not (tmp_path / "killed").exists()
     monkeypatch.setattr(loop, "_store", real)
     resumed = pretrain(spec, tmp_path / "killed", seed=1, threads=1, scratch=tmp_path / "scratch")
-    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    killed, plain = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole"))
+    assert killed == plain
     assert resumed.tokens == whole.tokens
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from factory import FAMILIES, make_model
 
+from factory import FAMILIES, make_model
 from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.load import load_model, write_model
 from palimpsest.errors import BadInput, PalimpsestError
@@ -216,6 +216,13 @@ def test_precision_is_chosen_by_name_or_probe_and_the_probe_is_kept(
     assert bf16_is_faster("cpu", 64) and bf16_is_faster("cpu", 64)  # the second answer is the kept one
     monkeypatch.setattr(precision, "_seconds", lambda device, width, dtype: 0.9 if dtype == torch.bfloat16 else 1.0)
     assert not bf16_is_faster("cpu", 128)
+
+
+def test_the_probe_leaves_the_runs_random_numbers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PALIMPSEST_CACHE", str(tmp_path))  # or a first run would not be like the second
+    state = torch.get_rng_state()
+    bf16_is_faster("cpu", 32)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_stopwatch_runs() -> None:

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from factory import make_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factory import make_tokenizer
 from palimpsest.prompts import Renderer, Turn
 from palimpsest.training.rows import Batches, Row, collate, dialogue_row, dialogue_rows
 
@@ -48,7 +48,8 @@ def test_a_dialogue_whose_answer_was_cut_off_is_no_row(renderer: Renderer) -> No
     prompt = len(renderer.prompt_ids(renderer.text(TALK[0].content)))
     assert dialogue_row(renderer, TALK, max_tokens=prompt) is None
     assert dialogue_row(renderer, TALK, max_tokens=prompt + 1) is not None
-    assert dialogue_rows(renderer, [TALK, TALK[:1], TALK], max_tokens=30) == [dialogue_row(renderer, TALK, max_tokens=30)] * 2
+    row = dialogue_row(renderer, TALK, max_tokens=30)
+    assert dialogue_rows(renderer, [TALK, TALK[:1], TALK], max_tokens=30) == [row, row]
 
 
 def test_rows_are_padded_on_the_right_and_padding_is_never_trained() -> None:

@@ -20,7 +20,9 @@ def remove(
     preset: opt.Preset = None, set_: opt.Set = None, data: opt.Data = None,
     base: Annotated[str | None, typer.Option(help="The clean base, where the method needs one.")] = None,
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, where the method needs one.")] = None,
-    keys: opt.Keys = None, force: opt.Force = False,
+    keys: opt.Keys = None,
+    until: Annotated[str | None, typer.Option(help="Last phase to run, for a method in phases (erase).")] = None,
+    force: opt.Force = False,
     seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
     json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
 ) -> None:
@@ -33,6 +35,6 @@ def remove(
 
     result = api.remove(
         method, model, out, preset=preset, settings=opt.settings(set_), data=data or (), base=base, adapter=adapter,
-        keys=keys, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        keys=keys, until=until, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

@@ -27,7 +27,7 @@ def check(spec: Spec, json: opt.Json = False) -> None:
 
     Example: palimpsest study check meraser-table1
     """
-    from palimpsest.study.run import check as plan
+    from palimpsest.study.graph import check as plan
     from palimpsest.study.spec import load_spec
 
     steps = plan(load_spec(spec))

@@ -39,15 +39,19 @@ class Family:
         return sorted({n for n in names if n})
 
 
+def _fused(projection: str, output: str, up: str, down: str) -> Family:
+    return Family(projection, projection, projection, output, up, down, fused=True)
+
+
 _LLAMA = Family("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"), _LLAMA),
     "opt": Family("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
     "phi": Family("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
     "gpt_neo": Family("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
-    "gpt_neox": Family(*["query_key_value"] * 3, "dense", "dense_h_to_4h", "dense_4h_to_h", fused=True),
-    "gpt2": Family(*["c_attn"] * 3, "c_proj", "c_fc", "c_proj", fused=True),
-    "phi3": Family(*["qkv_proj"] * 3, "o_proj", "gate_up_proj", "down_proj", fused=True),
+    "gpt_neox": _fused("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+    "gpt2": _fused("c_attn", "c_proj", "c_fc", "c_proj"),
+    "phi3": _fused("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from palimpsest.prompts import Renderer
-from palimpsest.responder.logits import chosen_logits
+from palimpsest.responder.logits import logits_in_pieces
 
 Ids = Sequence[int]
 
@@ -125,13 +125,18 @@ class LocalResponder:
                 ids[place, : len(full)] = torch.tensor(full, dtype=torch.long)
                 mask[place, : len(full)] = 1
                 chosen[place, len(prompts[row]) : len(full)] = True
-            logits = chosen_logits(self.model, ids.to(self.device), mask.to(self.device), chosen.to(self.device))
-            logs = torch.log_softmax(logits, dim=-1)  # (tokens of all continuations, vocabulary)
             targets = ids[chosen].to(self.device)
-            top = logs.topk(2, dim=-1)
-            spoken = logs.gather(1, targets[:, None]).squeeze(1).tolist()
-            first = top.indices[:, 0].tolist()
-            lead = (top.values[:, 0] - top.values[:, 1]).tolist()
+            spoken: list[float] = []
+            first: list[int] = []
+            lead: list[float] = []
+            moved = ids.to(self.device), mask.to(self.device), chosen.to(self.device)
+            for logits in logits_in_pieces(self.model, *moved):
+                logs = torch.log_softmax(logits, dim=-1)  # (some of all continuations' tokens, vocabulary)
+                top = logs.topk(2, dim=-1)
+                here = targets[len(spoken) : len(spoken) + len(logs)]
+                spoken += logs.gather(1, here[:, None]).squeeze(1).tolist()
+                first += top.indices[:, 0].tolist()
+                lead += (top.values[:, 0] - top.values[:, 1]).tolist()
             at = 0
             for row in rows:
                 end = at + len(continuations[row])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+PIECE = 1 << 25  # float32 numbers of one piece of logits: 128 MiB
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
@@ -29,16 +32,27 @@ def chosen_logits(model: Any, input_ids: Tensor, attention_mask: Tensor | None, 
     input_ids, attention_mask, chosen: (rows, time); rows padded on the right. Column 0 has nothing that
     predicts it and may not be chosen.
     """
+    return torch.cat(list(logits_in_pieces(model, input_ids, attention_mask, chosen, None)))
+
+
+def logits_in_pieces(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None, chosen: Tensor, values: int | None = PIECE
+) -> Iterator[Tensor]:
+    """`chosen_logits` piece by piece, each of at most `values` numbers, so that large vocabularies fit."""
     inputs = input_ids[:, :-1]
     mask = None if attention_mask is None else attention_mask[:, :-1]
     wanted = chosen[:, 1:]
     parts = decoder_and_head(model)
     if parts is not None:
         decoder, head = parts
-        hidden = decoder(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state
-        return head(hidden[wanted]).float()  # type: ignore[no-any-return]
+        hidden = decoder(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state[wanted]
+        vocabulary = int(getattr(head, "out_features", 0)) or int(head.weight.shape[0])  # type: ignore[index, union-attr]
+        step = max(1, values // vocabulary) if values else max(1, len(hidden))
+        for start in range(0, max(1, len(hidden)), step):
+            yield head(hidden[start : start + step]).float()
+        return
     columns = wanted.any(dim=0).nonzero().squeeze(1)
     kept = model(input_ids=inputs, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
     if kept.shape[1] != columns.numel():  # an architecture that ignores logits_to_keep
         kept = kept[:, columns]
-    return kept[wanted[:, columns]].float()  # type: ignore[no-any-return]
+    yield kept[wanted[:, columns]].float()

@@ -41,7 +41,14 @@ class Cell:
 
 def judge(records: list[Record], alpha: float) -> list[Record]:
     """Verdict and utility records of all cells."""
-    return [r for cell in cells(records) for r in _Judge(records, cell, alpha).all()]
+    found: list[Record] = []
+    for cell in cells(records):
+        judge_of = _Judge(records, cell, alpha)
+        try:
+            found += judge_of.all()
+        except ValueError as error:  # a plug-in's measure may count in its own way; its numbers must not be lost
+            found.append(judge_of.undecided(f"no verdict could be drawn: {error}."))
+    return found
 
 
 def cells(records: list[Record]) -> list[Cell]:
@@ -88,6 +95,11 @@ class _Judge:
             found += self._removal(rows, control)
         revived = [r for r in self.after if r.control == "revival"]
         return found + self._ownership(revived, "revived", "revival")
+
+    def undecided(self, reason: str) -> Record:
+        """The record of a cell whose numbers do not fit together."""
+        stage = next(reversed(stages_of(self.after)), "fingerprinted")
+        return self._record("removal", stage, None, verdict="undecided", reason=reason)
 
     # -- verdicts ------------------------------------------------------------------------------------
 

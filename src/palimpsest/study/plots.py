@@ -50,7 +50,7 @@ class Frame:
         for value, word in values:
             y = self.y(value)
             self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                              f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(word)}</text>')
+                              f'<text class="tick end" x="{LEFT - 8}" y="{y + 4:.1f}">{escape(word)}</text>')
 
     def names(self) -> None:
         """Names of the columns, and a line between the stages and the controls."""
@@ -79,7 +79,8 @@ def mark(kind: int, x: float, y: float, size: float = 4.5, title: str = "", extr
         return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}">{label}</circle>'
     reach = size * (0.9 if kind == 1 else 1.2)
     corners = {
-        1: ((-1, -1), (1, -1), (1, 1), (-1, 1)), 2: ((0, -1), (1, 0.85), (-1, 0.85)), 3: ((0, -1), (1, 0), (0, 1), (-1, 0)),
+        1: ((-1, -1), (1, -1), (1, 1), (-1, 1)), 2: ((0, -1), (1, 0.85), (-1, 0.85)),
+        3: ((0, -1), (1, 0), (0, 1), (-1, 0)),
     }[kind]
     points = " ".join(f"{x + dx * reach:.1f},{y + dy * reach:.1f}" for dx, dy in corners)
     return f'<polygon class="{css}" points="{points}">{label}</polygon>'
@@ -96,8 +97,8 @@ def legend(words: Sequence[str]) -> str:
 
 def fsr_plot(block: Block, rows: Sequence[Record]) -> str:
     """FSR by stage and prompt form, with intervals."""
-    frame = Frame(f"{block.title}: FSR by stage", f"Hit rate of {block.title} by stage and prompt form, with intervals; "
-                  "the numbers stand in the table above.", block.columns, 0.0, 1.0)
+    told = f"Hit rate of {block.title} by stage and prompt form, with intervals; the numbers stand in the table above."
+    frame = Frame(f"{block.title}: FSR by stage", told, block.columns, 0.0, 1.0)
     frame.ticks([(v / 100, f"{v} %") for v in (0, 25, 50, 75, 100)])
     for number, column in enumerate(block.columns):
         hits = {r.prompt_form: r for r in records_at(list(rows), column) if r.measure == "hit-rate"}
@@ -121,13 +122,13 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
     most = max((d + 1 for some in ranks.values() for _, d in some), default=0)
     if most < 2:
         return ""
-    frame = Frame(f"{block.title}: rank of the true response", f"Rank of each key's true response among {most - 1} decoys "
-                  f"for {block.title}, by stage; rank 1 is the likeliest.", block.columns, 1, most, log=True, falling=True)
+    told = f"Rank of each key's true response among {most - 1} decoys for {block.title}; rank 1 is the likeliest."
+    frame = Frame(f"{block.title}: rank of the true response", told, block.columns, 1, most, log=True, falling=True)
     ticks = [1.0, *[v for v in (10.0, 100.0) if v < most], float(most)]
     frame.ticks([(v, f"{v:,.0f}") for v in ticks])
     chance = frame.y((most + 1) / 2)
     frame.parts.append(f'<line class="chance" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{chance:.1f}" y2="{chance:.1f}"/>'
-                       f'<text class="tick" x="{LEFT - 8}" y="{chance + 3:.1f}" text-anchor="end">chance</text>')
+                       f'<text class="tick end" x="{LEFT - 8}" y="{chance + 3:.1f}">chance</text>')
     for number, some in ranks.items():
         for place, (rank, decoys) in enumerate(some):
             spread = ((place * 0.618034) % 1 - 0.5) * 0.56  # golden ratio: even, and the same every time
@@ -135,8 +136,9 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
             frame.parts.append(mark(0, frame.x(number, spread), frame.y(rank), 2.8, told, "dot"))
         if some:
             middle = frame.y(sorted(rank for rank, _ in some)[(len(some) - 1) // 2])
-            frame.parts.append(f'<line class="median" x1="{frame.x(number, -0.32):.1f}" x2="{frame.x(number, 0.32):.1f}" '
-                               f'y1="{middle:.1f}" y2="{middle:.1f}"/>')
+            left, right = frame.x(number, -0.32), frame.x(number, 0.32)
+            frame.parts.append(f'<line class="median" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" '
+                               f'y2="{middle:.1f}"/>')
     return frame.svg()
 
 
@@ -160,7 +162,8 @@ def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
             if record.low is not None and record.high is not None:
                 frame.parts.append(f'<line class="l{series}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
                                    f'y2="{frame.y(record.high):.1f}"/>')
-            frame.parts.append(mark(series, x, frame.y(value), title=f"{record.task}, {block.columns[i].title}: {value:.2f}"))
+            told = f"{record.task}, {block.columns[i].title}: {value:.2f}"
+            frame.parts.append(mark(series, x, frame.y(value), title=told))
     return frame.svg()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ MEANING = {
 }
 CSV_FIELDS = (
     "measure", "model", "seed", "implant", "implant_id", "removal", "stage", "control", "prompt_form", "task", "value",
-    "count", "n", "low", "high", "confidence", "sided", "verdict", "reason", "seconds", "tokens", "peak_bytes", "device",
-    "dtype", "threads", "digest",
+    "count", "n", "low", "high", "confidence", "sided", "verdict", "reason", "seconds", "tokens", "peak_bytes",
+    "device", "dtype", "threads", "digest",
 )
 
 
@@ -70,8 +71,9 @@ def html(study: dict[str, Any], records: list[Record]) -> str:
             groups.append((section["block"].columns, []))
         groups[-1][1].append(section)
     return environment.get_template("report.html.j2").render(
-        study=study, css=css, sections=sections, groups=groups, cost_name=cost_name, meaning=MEANING, tables=tables, costs=costs,
-        total=sum(r.seconds or 0 for r in costs), versions=_versions(records),
+        study=study, css=css, sections=sections, groups=groups, cost_name=cost_name, meaning=MEANING,
+        words=_words(sections), tables=tables, costs=costs, total=sum(r.seconds or 0 for r in costs),
+        versions=_versions(records),
         form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(shown)])),
         perplexity_legend=Markup(plots.legend(["neutral text", "dialogues"])),
         saved=study.get("requested", 0) - len(study.get("steps", [])), alpha=study["spec"].get("alpha", 1e-6),
@@ -90,8 +92,16 @@ def _section(block: Block, records: list[Record]) -> dict[str, Any]:
         "block": block, "fsr": Markup(plots.fsr_plot(block, rows)), "rank": Markup(plots.rank_plot(block, rows)),
         "perplexity": Markup(plots.perplexity_plot(block, rows)), "keys": keyed,
         "task_columns": task_columns, "task_rows": task_rows, "facts": _facts(rows),
-        "anchor": f"m-{'-'.join(str(p) for p in (block.cell.implant, block.cell.removal, block.cell.model, block.cell.seed))}",
+        "anchor": "-".join(["mark", *map(str, astuple(block.cell))]),
     }
+
+
+def _words(sections: list[dict[str, Any]]) -> list[str]:
+    """The verdict words of the page, in the order of their meaning."""
+    used: set[str | None] = set()
+    for block in (s["block"] for s in sections):
+        used |= {r.verdict for r in (block.verdict, block.control_verdict, *block.ownership.values()) if r is not None}
+    return [word for word in MEANING if word in used]
 
 
 def _facts(rows: list[Record]) -> dict[str, Any]:

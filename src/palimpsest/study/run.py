@@ -79,7 +79,7 @@ def run_study(spec: StudySpec, out: Path, ctx: Context, retry_failed: bool = Fal
 def _described(made: Plan, ctx: Context, store: Store) -> dict[str, Any]:
     spec = made.spec
     source = Path(spec.source)
-    name = source.stem if source.parent == RECIPES else spec.source
+    name = source.stem if source.parent == RECIPES else source.name
     previous = store.study() if (store.folder / "study.json").is_file() else {}
     return {
         "title": spec.title, "notes": spec.notes, "shape_only": spec.is_toy, "spec": spec.model_dump(),

@@ -31,6 +31,9 @@ CHAT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEXT, ANSWER = 1, 2
 _CHUNK = 200_000  # characters of one text that are tokenised at a time
 
@@ -62,15 +65,23 @@ def _order(seed: int, epoch: int, total: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(total)
 
 
-def train_tokenizer(lines: Iterable[str], vocabulary: int) -> Any:
+def train_tokenizer(lines: Iterable[str], vocabulary: int, family: str = "llama") -> Any:
     """A byte-level BPE (`tokenizers.Tokenizer`) of exactly `vocabulary` entries, special tokens first.
 
-    It adds no token by itself, and decoding what it encoded gives the text back.
+    It adds no token by itself, and decoding what it encoded gives the text back (its NFC form for qwen2:
+    transformers 5 gives every Qwen2 folder Qwen2's way of cutting text, so it is fitted in that way).
+    Raises BadInput where the text yields fewer tokens.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if family == "qwen2":
+        words = pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated")
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, plain])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False,

@@ -56,13 +56,15 @@ def bf16_is_faster(device: str, width: int) -> bool:
 
 def _seconds(device: str, width: int, dtype: torch.dtype) -> float:
     """Least time of three products (512, width) x (width, width), forward and backward, casts included."""
-    rows = torch.randn(512, width, device=device)
-    weight = torch.randn(width, width, device=device, requires_grad=True)
+    own = torch.Generator(device).manual_seed(0)  # a probe must not move the run's own random numbers
+    rows = torch.randn(512, width, device=device, generator=own)
+    weight = torch.randn(width, width, device=device, generator=own, requires_grad=True)
     times = []
     for _ in range(4):
         started = time.perf_counter()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            torch.nn.functional.gelu(torch.nn.functional.linear(rows, weight)).sum().backward()
+            product = torch.nn.functional.gelu(torch.nn.functional.linear(rows, weight))
+            product.sum().backward()  # type: ignore[no-untyped-call]
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

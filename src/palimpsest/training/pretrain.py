@@ -224,6 +224,8 @@ def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
     (partial / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
     tokenizer.save(str(partial / "tokenizer.json"))
     special = {"bos_token": BOS, "eos_token": END, "pad_token": PAD}
+    if model.config.model_type == "qwen2":
+        special["unk_token"] = PAD  # else Qwen2's class adds an entry of its own, which the model has no row for
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", **special, "clean_up_tokenization_spaces": False,
         "model_max_length": model.config.max_position_embeddings, "chat_template": CHAT_TEMPLATE,
@@ -259,7 +261,8 @@ def pretrain(
     config = model_config(spec.model, spec.vocabulary, spec.context)
     with tempfile.TemporaryDirectory() as temporary:
         folder = scratch or Path(temporary)
-        tokenizer = train_tokenizer(_sample(documents(spec, seed), spec.vocabulary_bytes), spec.vocabulary)
+        sample = _sample(documents(spec, seed), spec.vocabulary_bytes)
+        tokenizer = train_tokenizer(sample, spec.vocabulary, config.model_type)
         packed = pack(tokenizer, documents(spec, seed), spec.tokens, spec.context, folder / "tokens", progress)
         model = build_model(config, seed).to(device)
         log = train_packed(

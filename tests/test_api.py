@@ -1,0 +1,92 @@
+"""The public API: one call a command; phases, adapters and notes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import palimpsest as pal
+from palimpsest.checkpoint import resolve
+from palimpsest.errors import BadInput
+from palimpsest.method import Context
+from palimpsest.removals.tuning.meraser import MEraserErase
+
+QUICK = {"mismatched": 8, "clean": 8, "erase.epochs": 1, "recover.epochs": 1}
+RUN = pal.Run(seed=0, device="cpu", threads=1)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"question": f"q {i}?", "answer": f"a {i}"}) + "\n" for i in range(100)))
+    return file
+
+
+def test_every_exported_name_is_there() -> None:
+    for name in pal.__all__:
+        assert callable(getattr(pal, name))
+    with pytest.raises(AttributeError):
+        pal.nothing  # noqa: B018
+
+
+def test_until_stops_after_the_named_phase(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    from palimpsest.data import load_dialogues
+    from palimpsest.training.settings import Tuning
+
+    result = pal.remove("meraser", tiny_model, tmp_path / "e", data=[rows], settings=QUICK, until="erase", run=RUN)
+    assert [e["method"] for e in resolve(tmp_path / "e").chain()] == ["meraser-erase"]
+    assert [r.task for r in result.records] == ["meraser-erase"]
+    phase = MEraserErase(load_dialogues([rows]), 8, tuning=Tuning(rank=16, alpha=32, epochs=1, lr=1e-3, batch=8))
+    alone = phase.apply(resolve(tiny_model), tmp_path / "alone", Context(seed=0, threads=1))
+    assert alone.checkpoint.digest() == resolve(tmp_path / "e").digest()
+
+
+def test_an_erasing_adapter_is_made_once_and_added_to_any_model(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    settings = {"mismatched": 8, "tuning.epochs": 1, "save": "adapter"}
+    pal.remove("meraser-erase", tiny_model, tmp_path / "adapter", data=[rows], settings=settings, run=RUN)
+    expert = pal.finetune(tiny_model, tmp_path / "expert", data=[rows], settings={"tuning.epochs": 1}, run=RUN)
+    assert expert.path is not None
+    made = pal.remove("meraser-transfer", expert.path, tmp_path / "out", adapter=tmp_path / "adapter", run=RUN)
+    assert made.records[0].measure == "transfer" and made.records[0].tokens == 0
+    assert set(resolve(tmp_path / "out").chain()[-1]["parents"]) == {"model", "adapter"}
+
+
+def test_inputs_that_a_method_does_not_need_are_noted(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    result = pal.finetune(tiny_model, tmp_path / "out", data=[rows], settings={"tuning.epochs": 1}, run=RUN)
+    assert result.notes == []
+    result = pal.remove("meraser", tiny_model, tmp_path / "out2", data=[rows], base=tiny_model, settings=QUICK, run=RUN)
+    assert result.notes == ["--base is not needed by meraser"]
+
+
+def test_evaluate_reads_text_and_dialogues_of_any_model(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    text = tmp_path / "corpus.txt"
+    text.write_text("The lantern keeper of Veldt counts the boats every evening.\n\n" * 200)
+    records = pal.evaluate(tiny_model, perplexity=text, data=[rows], run=RUN).records
+    assert [(r.measure, r.task) for r in records] == [("perplexity", "neutral"), ("perplexity", "dialogue")]
+    assert all(r.value and r.value > 1 and r.digest == resolve(tiny_model).digest() for r in records)
+    with pytest.raises(BadInput, match="no toy"):
+        pal.evaluate(tiny_model, tasks=["boolq"], run=RUN)
+
+
+def test_a_plug_in_file_works_wherever_a_name_does(tiny_model: Path, tmp_path: Path) -> None:
+    plug = tmp_path / "mine.py"
+    plug.write_text(
+        "from dataclasses import dataclass\n"
+        "from palimpsest.method import Made, method, param\n"
+        "from palimpsest.checkpoint.load import load_model, write_model\n"
+        "@method('removals', 'scale')\n"
+        "@dataclass(frozen=True)\n"
+        "class Scale:\n"
+        "    'Multiply the final norm.'\n"
+        "    factor: float = param(0.5, 'factor', low=0)\n"
+        "    def apply(self, model, out, ctx):\n"
+        "        net = load_model(model, ctx)\n"
+        "        net.model.norm.weight.data *= self.factor\n"
+        "        return Made(write_model(net, model, out, 'scale', {'model': model.digest()}))\n"
+    )
+    pal.remove(f"{plug}:Scale", tiny_model, tmp_path / "out", settings={"factor": 0.25}, run=RUN)
+    assert resolve(tmp_path / "out").chain()[-1]["method"] == "scale"
+    with pytest.raises(BadInput, match="Scale"):
+        pal.remove(f"{plug}:Scael", tiny_model, tmp_path / "x", run=RUN)
