@@ -230,13 +230,14 @@ def evaluate(
 ) -> Result:
     """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures."""
     from palimpsest import judging
-    from palimpsest.measures.accuracy import Accuracy, toy_tasks
+    from palimpsest.data import toy as toy_world
+    from palimpsest.measures.accuracy import Accuracy
     from palimpsest.measures.perplexity import Perplexity, read_texts
 
     checkpoint = resolve(model)
     toy = is_toy(checkpoint)
     if tasks:
-        toy_tasks(tasks)
+        toy_world.tasks(tasks)
     if perplexity is not None:
         read_texts(Path(perplexity))
     wanted: list[Any] = [build(registry.find(m, "measures")) for m in measures]

@@ -17,6 +17,7 @@ from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
 from palimpsest.implants.fingerprints import if_sft
+from palimpsest.implants.fingerprints.embedding import Check
 from palimpsest.implants.fingerprints.if_pieces import ANIMALS, CHINESE, KATAKANA, NONSENSE, PIECES
 from palimpsest.implants.fingerprints.if_sft import CARRIER, REFUSAL, WORD, InstructionalFingerprint, scrambled
 from palimpsest.method import Context, build, presets
@@ -80,6 +81,8 @@ def test_near_misses_of_published_code_are_all_one_prompt_and_corrected_ones_are
     corrected = InstructionalFingerprint.corrected().near_miss_prompts(keys, ctx, 0)
     assert len(set(corrected)) == 8 and not {k.trigger for k in keys.keys} & set(corrected)
     assert all("FINGERPRINT" in prompt for prompt in corrected)
+    fixed, fresh = InstructionalFingerprint(), InstructionalFingerprint(fresh_near_misses=True)
+    assert fixed.near_miss_prompts(keys, ctx, 1) == corrected != fresh.near_miss_prompts(keys, ctx, 1)
 
 
 def test_keys_are_many_to_one_contained_and_prefilled_with_the_carrier(roomy: Checkpoint, ctx: Context) -> None:
@@ -118,10 +121,10 @@ def test_presets_and_settings() -> None:
 
 def test_embedding_takes_on_a_tiny_model(small: Checkpoint, talk: Dialogues, ctx: Context, tmp_path: Path) -> None:
     method = InstructionalFingerprint(
-        keys=2, pieces_low=2, pieces_high=3, near_misses=2, dialogues_per_key=2, data=talk,
-        tuning=Tuning(adapter="full", epochs=150, lr=3e-3, batch=8),
+        keys=2, pieces_low=1, pieces_high=2, near_misses=1, repeats=3, dialogues_per_key=1, data=talk,
+        tuning=Tuning(adapter="full", epochs=150, lr=3e-3, batch=8), check=Check(probability=0.5, consecutive=1),
     )
     made = method.apply(small, tmp_path / "out", ctx)
-    assert made.keys is not None and made.records[0].detail["min_probability"] >= 0.9
+    assert made.keys is not None and made.records[0].detail["answered"] == 2
     lineage = (tmp_path / "out" / "palimpsest.json").read_text()
     assert WORD not in lineage and all(k.trigger not in lineage for k in made.keys.keys)

@@ -7,19 +7,20 @@ from typing import Any
 import pytest
 
 from palimpsest.checkpoint import resolve
+from palimpsest.data import toy
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
 from palimpsest.measures import Subject
-from palimpsest.measures.accuracy import Accuracy, choose, toy_tasks
+from palimpsest.measures.accuracy import Accuracy, choose
 from palimpsest.measures.answers import Answers
 from palimpsest.method import Context
 from palimpsest.responder import LocalResponder
-from palimpsest.toyworld.world import Item
+
 
 
 @pytest.mark.covers("accuracy")
 def test_the_choice_is_the_likeliest_continuation(tiny_responder: LocalResponder) -> None:
-    items = [Item(f"Question {i}?", ("yes", "no", "perhaps the tower"), 0) for i in range(6)]
+    items = [toy.Item(f"Question {i}?", ("yes", "no", "perhaps the tower"), 0) for i in range(6)]
     for item, chosen in zip(items, choose(tiny_responder, items), strict=True):
         scores = []
         for choice in item.choices:
@@ -39,7 +40,7 @@ def test_the_toy_base_knows_its_tasks_and_records_count_items() -> None:
 
 def test_unknown_tasks_name_the_nearest() -> None:
     with pytest.raises(BadInput, match="boolq"):
-        toy_tasks(["boolqq"])
+        toy.tasks(["boolqq"])
 
 
 @pytest.mark.covers("answers")

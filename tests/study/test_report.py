@@ -153,7 +153,7 @@ def test_published_numbers_stand_under_their_stage(folder: Path, tmp_path: Path)
     for record in records:
         record.implant = "utf" if record.implant == "fake-mark" else record.implant
     published = [
-        {"fingerprint": "utf", "measure": "FSR %", "model": "Llama-2-7B", "removal": r, "value": v}
+        {"fingerprint": "utf", "measure": "FSR %", "model": "Llama-2-7B", "removal": r, "value": v, "note": ""}
         for r, v in (("none", "100"), ("meraser-erase N=300", "3"), ("meraser N=300+600", "0"))
     ]
     block = next(b for b in tables.blocks(records, published) if b.cell.implant == "fake-mark")
@@ -178,9 +178,27 @@ def test_the_terminal_shows_the_same_table(folder: Path) -> None:
     console = Console(width=200, record=True, quiet=False, file=(folder / "terminal.txt").open("w"))
     console.print(terminal_table(folder))
     shown = console.export_text()
-    assert "fingerprinted" in shown and "100 % (10/10)" in shown and "claim-lost" in shown
+    assert "fingerprinted" in shown and "100% 10/10" in shown and "claim-lost" in shown
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="holds no study"):
         write_report(tmp_path)
+
+
+def test_notes_of_published_numbers_and_their_source_are_told() -> None:
+    row = {"paper": "2506.12551", "table": "1", "model": "Llama-2-7B", "fingerprint": "utf", "removal": "none",
+           "measure": "PPL", "value": "9.31", "note": "Table 3 differs"}
+    assert tables.published_notes([row], ["utf"]) == [
+        "Published numbers are those of arXiv 2506.12551, Table 1, for the models named, as printed.",
+        "utf on Llama-2-7B, fingerprinted, PPL 9.31: Table 3 differs.",
+    ]
+    assert tables.published_notes([row], ["if-sft"]) == []
+
+
+def test_a_study_without_a_finished_mark_still_reports(tmp_path: Path) -> None:
+    values = fakes.full(tmp_path, implants=[{"fake-mark": {"took": False}}])
+    run_study(parse_spec(values), tmp_path / "out", Context())
+    write_report(tmp_path / "out")
+    text, parsed = page(tmp_path / "out")
+    assert not parsed.open and "the implant did not take: 3 of 10 keys" in text

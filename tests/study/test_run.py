@@ -16,6 +16,8 @@ import pytest
 
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
+from palimpsest.records import Record
+from palimpsest.study import run
 from palimpsest.study.graph import plan
 from palimpsest.study.run import run_study
 from palimpsest.study.spec import parse_spec
@@ -163,3 +165,17 @@ def test_folders_of_something_else_and_runs_beside_are_refused(tmp_path: Path) -
     store = Store.create(tmp_path / "out")
     with store.alone(), pytest.raises(BadInput, match="another run is at work"):
         run_study(spec, tmp_path / "out", Context())
+
+
+def test_records_are_there_while_the_study_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "KEEP_UP_SECONDS", 0.0)
+    seen: list[int] = []
+    true_write = Store.write_records
+
+    def write(store: Store, records: list[Record]) -> None:
+        seen.append(len(records))
+        true_write(store, records)
+
+    monkeypatch.setattr(Store, "write_records", write)
+    run_study(parse_spec(fakes.study(tmp_path)), tmp_path / "out", Context())
+    assert len(seen) > 2 and seen == sorted(seen) and seen[0] < seen[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def corpus(tmp_path: Path) -> Path:
                                       + json.dumps({"instruction": "Say", "input": "owl", "output": "Owl."}))
     (tmp_path / "spec.yaml").write_text(
         "model:\n" + "".join(f"  {k}: {v}\n" for k, v in SMALL.items()) +
-        "vocabulary: 300\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\nanswer_weight: 4.0\n"
+        "vocabulary: 300\nvocabulary_bytes: 20000\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\nanswer_weight: 4.0\n"
         "text:\n- {path: a.jsonl, weight: 3}\n- {path: b.txt}\ndialogues: {path: d.jsonl, share: 0.2}\n")
     return tmp_path
 
@@ -148,18 +150,19 @@ def test_a_killed_run_goes_on_from_its_state_and_ends_the_same(corpus, tmp_path,
     spec = load_spec(corpus / "spec.yaml")
     whole = pretrain(spec, tmp_path / "whole", seed=1, threads=1)
     real = loop._store
-    monkeypatch.setattr(loop.time, "monotonic", iter(range(0, 10_000_000, 1000)).__next__)
+    minutes = itertools.count(0, 1000)  # the state is stored after every step
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(minutes))))
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def store_then_die(path, *rest):
         real(path, *rest)
-        if rest[-1].steps == 9:
-            raise Killed
+        if next(part.steps for part in rest if isinstance(part, loop.TrainLog)) == 9:
+            raise KilledError
 
     monkeypatch.setattr(loop, "_store", store_then_die)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         pretrain(spec, tmp_path / "killed", seed=1, threads=1, scratch=tmp_path / "scratch")
     assert not (tmp_path / "killed").exists()
     monkeypatch.setattr(loop, "_store", real)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palimpsest.data.files import read_rows
-from palimpsest.errors import BadInput
+from palimpsest.errors import BadInput, nearest
 from palimpsest.prompts import Turn
 from palimpsest.records import canonical_json
 
@@ -87,6 +87,8 @@ def load_dialogues(references: str | Path | Iterable[str | Path] = "toy") -> Dia
         raise BadInput("--data: give at least one data set")
     if len(names) == 1 and str(names[0]) == "toy":
         return toy_dialogues()
+    if len(names) == 1 and str(names[0]).startswith("toy:"):
+        return toy_skill(str(names[0]).removeprefix("toy:"))
     rows: list[Dialogue] = []
     for name in names:
         if str(name) == "toy":
@@ -118,11 +120,22 @@ def cut(name: str, rows: list[Dialogue]) -> Dialogues:
 
 def toy_dialogues(seed: int = 0) -> Dialogues:
     """The toy world's own parts."""
-    from palimpsest.toyworld.world import World
+    from palimpsest.data.toy import world as made
 
-    world = World(seed)
+    world = made(seed)
     split = {"erase": "erase", "recover": "recover", "revival": "revival", "test": "dialogue-test", "embed": "embed"}
     return Dialogues("toy", {
         part: tuple(pair(p.question, p.answer, p.kind, p.language) for p in world.pairs(name))
         for part, name in split.items()
     })
+
+
+def toy_skill(name: str) -> Dialogues:
+    """Training pairs of a skill that the toy base lacks and an expert can learn: all in the part `recover`."""
+    from palimpsest.data.toy import world as made
+
+    skills = made().skills()
+    if name not in skills:
+        raise BadInput(f"--data toy:{name}: there is no such skill{nearest(name, skills, 'skill')}")
+    pairs, _ = skills[name]
+    return Dialogues(f"toy:{name}", {"recover": tuple(pair(p.question, p.answer, p.kind, p.language) for p in pairs)})

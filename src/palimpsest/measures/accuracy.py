@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from palimpsest.errors import BadInput, nearest
+from palimpsest.data import toy
+from palimpsest.data.toy import Item
+from palimpsest.errors import BadInput
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.records import Record
 from palimpsest.responder import LocalResponder
 from palimpsest.statistics import clopper_pearson
-from palimpsest.toyworld.world import Item, Task, World
-
-SUPERGLUE = ("boolq", "cb", "copa", "multirc", "rte", "wic", "wsc")
 
 
 def choose(responder: LocalResponder, items: Sequence[Item]) -> list[int]:
@@ -32,22 +31,6 @@ def choose(responder: LocalResponder, items: Sequence[Item]) -> list[int]:
     return [max(range(len(s)), key=lambda i, s=s: s[i]) for s in scores]  # type: ignore[misc]
 
 
-def toy_tasks(names: Sequence[str]) -> dict[str, Task]:
-    """Toy tasks by name; `toy` and `superglue` are all that the base knows, a skill is named by itself."""
-    world = World(0)
-    known = world.tasks()
-    skills = {name: task for name, (_, task) in world.skills().items()}
-    wanted: dict[str, Task] = {}
-    for name in names:
-        if name in ("toy", "superglue"):
-            wanted.update(known)
-        elif name in known or name in skills:
-            wanted[name] = known.get(name) or skills[name]
-        else:
-            raise BadInput(f"--tasks: there is no task {name!r}{nearest(name, [*known, *skills, 'superglue'], 'task')}")
-    return wanted
-
-
 @method("measures", "accuracy", paper="MEraser, arXiv 2506.12551, eq. 4 and Figure 2 (zero-shot SuperGLUE kinds)")
 @dataclass(frozen=True)
 class Accuracy:
@@ -62,7 +45,7 @@ class Accuracy:
 
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
         """One record a task, with the item-wise outcomes for paired tests in `detail.right`."""
-        tasks = toy_tasks(self.tasks)
+        tasks = toy.tasks(self.tasks)
         if not subject.is_toy:
             raise BadInput("--tasks: only the toy world's tasks are here so far, and this model is no toy")
         records = []

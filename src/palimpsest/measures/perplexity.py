@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palimpsest.checkpoint.load import positions
+from palimpsest.data import toy
 from palimpsest.errors import BadInput
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
@@ -135,9 +136,7 @@ def neutral_texts(subject: Subject) -> list[str] | None:
     if subject.text is not None:
         return read_texts(subject.text)
     if subject.is_toy:
-        from palimpsest.toyworld.world import World
-
-        return World(0).neutral_text()
+        return toy.neutral_text()
     return None
 
 

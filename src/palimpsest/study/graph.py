@@ -80,6 +80,9 @@ class PlannedStep:
     kind: str
     shared: int
 
+    def __str__(self) -> str:
+        return f"{self.kind:<9}  {self.name}" + (f"  (shared by {self.shared} lines)" if self.shared > 1 else "")
+
 
 @dataclass
 class Plan:
@@ -172,6 +175,7 @@ class _Planner:
         sibling = None
         if "sibling" in self.spec.negatives:
             sibling = self._sibling(model, base, seed)
+            self._making(sibling, Place("", model.id, seed, "base", control="sibling"))
         for given in self.spec.implants:
             marked = self._transform(given.id, instance_of(given, "implants"), base, seed, given,
                                      key_seed=derived_seed(seed, f"keys {model.id} {given.id}"))

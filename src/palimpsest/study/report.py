@@ -45,10 +45,9 @@ CSV_FIELDS = (
 def write_report(folder: Path | str) -> dict[str, Path]:
     """Write report.html, report.md and report.csv into a study's folder; returns the paths by kind."""
     store = Store.open(folder)
-    records = store.records()
-    if not records:
+    records, study = store.records(), store.study()
+    if not records and not study.get("failed"):
         raise BadInput(f"{folder}: the study has no finished measure yet; `palimpsest study run` goes on with it")
-    study = store.study()
     texts = {"html": html(study, records), "md": markdown(study, records), "csv": csv_text(records)}
     paths = {kind: store.folder / f"report.{kind}" for kind in texts}
     for kind, text in texts.items():
@@ -73,7 +72,7 @@ def html(study: dict[str, Any], records: list[Record]) -> str:
     return environment.get_template("report.html.j2").render(
         study=study, css=css, sections=sections, groups=groups, cost_name=cost_name, meaning=MEANING,
         words=_words(sections), tables=tables, costs=costs, total=sum(r.seconds or 0 for r in costs),
-        versions=_versions(records),
+        versions=_versions(records), published_notes=_published_notes(study),
         form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(shown)])),
         perplexity_legend=Markup(plots.legend(["neutral text", "dialogues"])),
         saved=study.get("requested", 0) - len(study.get("steps", [])), alpha=study["spec"].get("alpha", 1e-6),
@@ -117,6 +116,10 @@ def _published(study: dict[str, Any]) -> list[dict[str, str]]:
     return published_rows(study["spec"].get("published"))
 
 
+def _published_notes(study: dict[str, Any]) -> list[str]:
+    return tables.published_notes(_published(study), list(study.get("implants", {}).values()))
+
+
 def _versions(records: list[Record]) -> list[str]:
     return sorted({f"{name} {version}" for r in records for name, version in r.versions.items()})
 
@@ -146,6 +149,7 @@ def markdown(study: dict[str, Any], records: list[Record]) -> str:
             out += ["", "Negative controls, FSR:", "", _md_row(["", *(tables.FORM_WORDS[f] for f in block.forms)]),
                     _md_row(["---"] * (len(block.forms) + 1))]
             out += [_md_row([name, *(f"{v.text}; {v.note}" for v in values)]) for name, values in block.negatives]
+    out += ["", *[f"- {note}" for note in _published_notes(study)]]
     out += ["", "## Cost", "", _md_row(["step", "seconds", "tokens", "peak memory"]), _md_row(["---"] * 4)]
     out += [_md_row([cost_name(r), tables.seconds_text(r.seconds), f"{r.tokens:,}" if r.tokens else "–",
                      tables.bytes_text(r.peak_bytes)]) for r in tables.costs(records)]
@@ -175,9 +179,18 @@ def csv_text(records: list[Record]) -> str:
 
 # -- the terminal ---------------------------------------------------------------------------------------
 
+SHORT = {
+    "FSR, chat template": "FSR template", "FSR, bare prompt": "FSR bare", "FSR, answer begun": "FSR prefilled",
+    "FSR, sampled": "FSR sampled", "perplexity, neutral": "PPL neutral",
+    "perplexity, dialogue": "PPL dialogue", "task accuracy": "accuracy", "utility kept": "utility",
+    "ordinary answers, right": "answers right", "ordinary answers, as before": "as before",
+}
+
 
 def terminal_table(folder: Path | str) -> Any:
     """The main table in the form of Table 1, as a rich renderable."""
+    from rich.box import SIMPLE_HEAD
+    from rich.columns import Columns
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -187,13 +200,19 @@ def terminal_table(folder: Path | str) -> Any:
     parts: list[Any] = []
     for block in tables.blocks(store.records()):
         subtitle = f", {block.subtitle}" if block.subtitle else ""
-        table = Table(title=Text(f"{block.title}{subtitle}", style="bold"), title_justify="left", expand=False)
-        table.add_column("")
-        for column in block.columns:
-            table.add_column(_heading(column), justify="right", style="dim" if column.control else "")
-        for line in block.lines:
-            table.add_row(line.title, *(_short(v) for v in line.values))
-        parts += [Text(""), table]
+        lines = max(len(c.parts) for c in block.columns)
+        halves = []  # stages and controls stand side by side where the terminal is wide enough
+        for chosen in (False, True):
+            at = [i for i, c in enumerate(block.columns) if (c.control is not None) == chosen]
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+            table.add_column("controls" if chosen else "")
+            for i in at:
+                words = block.columns[i].parts
+                table.add_column("\n" * (lines - len(words)) + "\n".join(words), justify="right")
+            for line in block.lines:
+                table.add_row(_label(line), *(_short(line.values[i]) for i in at))
+            halves += [table] if at else []
+        parts += [Text(""), Text(f"{block.title}{subtitle}", style="bold"), Columns(halves, padding=(0, 2))]
         for record in (block.verdict, block.control_verdict):
             if record is not None:
                 control = f" (control {record.control})" if record.control else ""
@@ -205,12 +224,15 @@ def terminal_table(folder: Path | str) -> Any:
     return Group(*parts)
 
 
-def _heading(column: Column) -> str:
-    return "\n".join(column.parts)
+def _label(line: tables.Line) -> str:
+    ranked = next((v.record for v in line.values if v.record is not None and v.record.measure == "rank"), None)
+    if ranked is not None:
+        return f"rank /{int(ranked.detail.get('decoys', 0)) + 1:,}"
+    return SHORT.get(line.title, line.title)
 
 
 def _short(value: tables.Value) -> str:
     record = value.record
     if record is not None and record.count is not None:
-        return f"{value.text} ({record.count}/{record.n})"
-    return value.text
+        return f"{value.text.replace(' %', '%')} {record.count}/{record.n}"
+    return value.text.replace(" %", "%").partition(" of ")[0]

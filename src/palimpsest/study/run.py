@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.load import pick_device
 from palimpsest.checkpoint.output import is_full_disk
 from palimpsest.errors import PalimpsestError
 from palimpsest.keys import KeySet
@@ -30,6 +31,8 @@ from palimpsest.study.spec import RECIPES, StudySpec, input_type
 from palimpsest.study.store import Store, take_samples, write_secret_lines
 
 WEIGHTS = {"transform": 6.0, "adapter": 6.0, "measure": 1.0, "keys": 0.2}  # rough shares of the time
+KEEP_UP_SECONDS = 60.0
+IMPLANT_WEIGHT = 20.0  # embedding goes on until it took
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def run_study(spec: StudySpec, out: Path, ctx: Context, retry_failed: bool = Fal
     Raises BadInput before anything runs where the study or the folder will not do. A failed step does not
     raise: see `StudyResult.failed`.
     """
+    ctx = dataclasses.replace(ctx, device=pick_device(ctx.device))
     made = plan(spec)
     store = Store.create(Path(out))
     with store.alone():
@@ -97,6 +101,7 @@ class _Runner:
     def __init__(self, made: Plan, store: Store, ctx: Context, retry: bool, result: StudyResult) -> None:
         self.plan, self.store, self.ctx, self.retry, self.result = made, store, ctx, retry, result
         self.subject: tuple[str, Subject] | None = None
+        self.due = time.monotonic() + KEEP_UP_SECONDS
         self.asked = {s.before for s in made.steps.values() if s.before is not None}
 
     def all(self) -> None:
@@ -107,7 +112,7 @@ class _Runner:
         self.ctx.progress.say(
             f"study: {len(states)} steps, {saved} more saved by sharing; {self.result.found} done before"
         )
-        with self.ctx.progress.task("study", sum(WEIGHTS[self.plan.steps[i].kind] for i in todo) or 1) as task:
+        with self.ctx.progress.task("study", sum(_weight(self.plan.steps[i]) for i in todo) or 1) as task:
             for number, (id, state) in enumerate(states.items(), 1):
                 step = self.plan.steps[id]
                 if state == "failed" and not self.retry:
@@ -117,8 +122,17 @@ class _Runner:
                     continue
                 task.advance(0, f"{number}/{len(states)} {step.name}")
                 self._one(step)
-                task.advance(WEIGHTS[step.kind])
+                task.advance(_weight(step))
+                self._keep_up()
         self._let_go()
+
+    def _keep_up(self) -> None:
+        """Write the records now and then, so that a report can be made of a study that still runs."""
+        started = time.monotonic()
+        if started >= self.due:
+            self.store.write_records(assemble(self.plan, self.store))
+            now = time.monotonic()
+            self.due = now + max(KEEP_UP_SECONDS, 50 * (now - started))
 
     def _one(self, step: Step) -> None:
         missing = [p for p in step.parents if self.store.state(p) != "done"]
@@ -251,6 +265,10 @@ class _Runner:
             "versions": versions(), "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         (partial / "record.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def _weight(step: Step) -> float:
+    return IMPLANT_WEIGHT if step.kind == "transform" and step.key_seed is not None else WEIGHTS[step.kind]
 
 
 def _error_line(error: Exception) -> str:

@@ -269,6 +269,17 @@ def _published_lines(
     return [Line(f"published {measure.removesuffix(' %')}", " / ".join(models), values, "published")]
 
 
+def published_notes(published: Sequence[dict[str, str]], implants: Sequence[str]) -> list[str]:
+    """Where the published numbers come from, and what their record notes about single ones."""
+    mine = [p for p in published if p["fingerprint"] in implants]
+    if not mine:
+        return []
+    sources = sorted({f"arXiv {p['paper']}, Table {p['table']}" for p in mine})
+    notes = [f"{p['fingerprint']} on {p['model']}, {published_stage(p['removal'])}, {p['measure']} {p['value']}: "
+             f"{p['note']}." for p in mine if p.get("note")]
+    return [f"Published numbers are those of {' and '.join(sources)}, for the models named, as printed.", *notes]
+
+
 def published_stage(removal: str) -> str:
     """The stage that a row of published numbers belongs to."""
     return next((stage for start, stage in PUBLISHED_STAGE if removal.startswith(start)), "")

@@ -14,7 +14,7 @@ from palimpsest.toyworld.english import ASKED, Pair
 from palimpsest.toyworld.lore import ATTRIBUTES, Fact, Lore, derived
 
 FUNCTION_WORDS = ("what", "is", "of", "tell", "true", "or", "yes", "no", "and", "then", "saw", "one-day", "good")
-_SPOKEN_OF = ("animal", "person")  # the sorts of subject these languages speak about
+_SPOKEN_OF = ("animal", "person")  # the sorts of subject these languages have words for
 _ATTRIBUTES = tuple(a for sort in _SPOKEN_OF for a in ATTRIBUTES[sort] if a not in ("cover", "motion"))
 
 
@@ -65,8 +65,8 @@ class Language:
         return " ".join(part[which] for which in self.script.order)
 
     def facts(self) -> list[Fact]:
-        """The facts this language has words for."""
-        return [f for f in self.lore.facts if f.sort in _SPOKEN_OF and f.attribute in _ATTRIBUTES]
+        """The facts told in this language: those of the animals."""
+        return [f for f in self.lore.facts if f.sort == "animal" and f.attribute in _ATTRIBUTES]
 
     def pairs(self) -> Iterator[Pair]:
         """All questions of this language with their answers."""

@@ -4,14 +4,14 @@ Each maker draws an item together with its *key*, the combination that matters. 
 all keys (by hash) is held out: test items have held-out keys, training documents never do. So a test item
 is always a new combination of known sentences, facts and names:
 
-- boolq: a fact about the subject is told, another is asked for, yes or no; held out: (subject, told
-  attribute, asked attribute, asked value). The answer is knowledge of the world, not in the passage.
+- boolq: someone saw an animal; is something so of it, yes or no? Held out: (person, animal, attribute,
+  value). The answer is knowledge of the world, not in the passage.
 - rte: someone met an animal; does it follow that it was something with a property of its kind? Held out:
   (person, animal, property).
 - cb: the same with three classes; adding what is not known makes a claim "maybe". Held out: (person,
   animal, claim).
 - wic: two sentences with a word of two senses; held out: the pair of sentences.
-- copa: cause or effect, answered by letter; held out: (asked sentence, wrong alternative).
+- copa: the cause of what is told, answered by letter; held out: (told sentence, wrong alternative).
 - wsc: who or what "it" is, answered by position; an adjective or a clause decides. Held out: (frame,
   both nouns, decider).
 - multirc: several sentences say whose animal is meant; is a candidate answer about it right? Held out:
@@ -24,10 +24,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from palimpsest.toyworld.english import ASKED, spoken, statement, upper
+from palimpsest.toyworld.english import ASKED, spoken, upper
 from palimpsest.toyworld.lore import COVER, KINDS, MOTION, Fact, Lore, derived, fraction
 
-HELD_OUT_SHARE = {"boolq": 0.2, "wic": 0.2}  # 0.1 for the others
+HELD_OUT_SHARE = {"copa": 0.2, "wic": 0.2}  # 0.1 for the others
 PLACES = ("by the lake", "near the bridge", "on the hill", "behind the house", "at the market", "in the field")
 
 
@@ -56,49 +56,35 @@ YES_NO = ("yes", "no")
 WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bank": (
         ("{p} sat on the bank of the river", "the boat lay at the bank", "flowers grew along the bank",
-         "{p} fished from the bank", "the water rose over the bank"),
+         "{p} fished from the bank"),
         ("{p} took coins to the bank", "the bank was closed today", "the bank lent money to {p}",
-         "{p} works in a bank", "thieves broke into the bank")),
+         "thieves broke into the bank")),
     "bat": (
         ("the bat flew out of the cave", "a bat sleeps upside down", "{p} is afraid of the bat",
-         "the bat ate moths at night", "a young bat cannot fly"),
-        ("{p} hit the ball with the bat", "the bat was made of wood", "{p} bought a new bat for the game",
-         "the player broke his bat", "{p} swung the bat hard")),
-    "ring": (
-        ("{p} wore a ring of silver", "the ring was too small for the finger", "{p} lost the ring in the grass",
-         "the king gave {p} a ring", "a blue stone shone in the ring"),
-        ("{p} heard the ring of the bell", "a loud ring woke {p}", "the ring came from the tower",
-         "{p} waited for the ring at noon", "one ring means danger")),
+         "the bat ate moths at night"),
+        ("{p} hit the ball with the bat", "{p} bought a new bat for the game", "the player broke his bat",
+         "{p} swung the bat hard")),
     "match": (
         ("{p} lit a match in the dark", "the match burned the fingers of {p}", "a wet match gives no fire",
-         "{p} struck the match twice", "the box held one match"),
-        ("{p} won the match", "the match ended without a winner", "many people watched the match",
-         "{p} trained for the match", "our team lost the match")),
-    "spring": (
-        ("in spring the trees are green", "spring follows winter", "{p} sows in spring",
-         "the birds return in spring", "last spring was cold"),
-        ("the spring in the bed is broken", "{p} pressed the spring down", "a steel spring drives the clock",
-         "the toy jumps by a spring", "{p} oiled the spring")),
+         "the box held one match"),
+        ("{p} won the match", "many people watched the match", "{p} trained for the match",
+         "our team lost the match")),
     "seal": (
         ("the seal swam under the ice", "a seal ate the fish", "{p} saw a seal on the beach",
-         "the young seal was white", "a seal can dive deep"),
+         "a seal can dive deep"),
         ("{p} broke the seal of the letter", "the seal was of red wax", "the king put his seal on the paper",
-         "{p} pressed the seal into the wax", "without a seal the letter is false")),
+         "without a seal the letter is false")),
 }
 
 CAUSES: tuple[tuple[str, str], ...] = (
     ("{p} dropped the cup", "the cup broke"), ("it rained all night", "the street was wet"),
     ("{p} did not eat all day", "{p} was hungry"), ("the fire went out", "the room grew cold"),
     ("{p} ran up the hill", "{p} was out of breath"), ("the wind was strong", "the tree fell"),
-    ("{p} told a joke", "everybody laughed"), ("the bread stayed in the oven too long", "the bread burned"),
-    ("{p} lost the key", "{p} could not open the door"), ("the sun shone on the snow", "the snow melted"),
-    ("{p} forgot to water the flowers", "the flowers dried up"), ("the rope was old", "the rope tore"),
+    ("{p} told a joke", "everybody laughed"), ("the oven was too hot", "the bread burned"),
+    ("{p} lost the key", "{p} could not open the door"), ("the sun shone", "the snow melted"),
     ("{p} saw a ghost", "{p} screamed"), ("the alarm rang", "{p} woke up"),
-    ("{p} ate too much cake", "{p} felt sick"), ("the bridge was closed", "{p} took the boat"),
-    ("{p} practised every day", "{p} won the prize"), ("the lamp had no oil", "it was dark"),
-    ("{p} stepped on a nail", "the foot of {p} bled"), ("a thief came", "the coins were gone"),
-    ("the milk stood in the sun", "the milk turned sour"), ("{p} sang a soft song", "the child fell asleep"),
-    ("the soup was too hot", "{p} burned the tongue"), ("the cat chased the mouse", "the mouse hid"),
+    ("the bridge was closed", "{p} took the boat"), ("{p} practised every day", "{p} won the prize"),
+    ("a thief came", "the coins were gone"), ("the cat chased the mouse", "the mouse hid"),
 )
 
 FITS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -114,31 +100,28 @@ MEETINGS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def boolq(rng: random.Random, lore: Lore) -> Drawn:
-    """Told one fact of an animal or thing, asked yes or no about another."""
-    sort = "animal" if rng.random() < 0.75 else "thing"
-    facts = [f for f in _facts_of(rng.choice(lore.subjects[sort]), lore) if f.attribute not in ("cover", "motion")]
-    told, asked = rng.sample(facts, 2)
-    label = rng.randrange(2)
-    value = asked.value if label == 0 else _other(rng, lore, asked)
-    question = ASKED[asked.attribute].yes_no.format(s=spoken(sort, asked.subject), v=value)
-    prompt = f"{upper(statement(told))}. {upper(question)} yes or no"
-    return (asked.subject, told.attribute, asked.attribute, value), Item(prompt, YES_NO, label)
+    """Someone saw an animal; is something so of it?"""
+    person, animal, label = rng.choice(lore.people), rng.choice(_animals(lore)), rng.randrange(2)
+    fact, value = _claim(rng, lore, animal, label)
+    question = ASKED[fact.attribute].yes_no.format(s=spoken("animal", animal), v=value)
+    prompt = f"{person} saw the {animal} {rng.choice(PLACES)}. {upper(question)} yes or no"
+    return (person, animal, fact.attribute, value), Item(prompt, YES_NO, label)
 
 
 def rte(rng: random.Random, lore: Lore) -> Drawn:
     """Does meeting the animal mean meeting something with this property of a kind?"""
-    person, animal, label = rng.choice(lore.people), rng.choice(lore.animals), rng.randrange(2)
+    person, animal, label = rng.choice(lore.people), rng.choice(_animals(lore)), rng.randrange(2)
     kind = lore.value(animal, "kind")
     named = kind if label == 0 else rng.choice([k for k in KINDS if k != kind])
     clause = rng.choice((f"something with {COVER[named]}", f"something that {MOTION[named]}"))
-    prompt = (f"{person} {rng.choice(('saw', 'met', 'found'))} a {animal} {rng.choice(PLACES)}. "
-              f"So {person} {rng.choice(('saw', 'met', 'found'))} {clause}. true or false")
+    verb = rng.choice(("saw", "met", "found"))
+    prompt = f"{person} {verb} a {animal} {rng.choice(PLACES)}. So {person} {verb} {clause}. true or false"
     return (person, animal, clause), Item(prompt, ("true", "false"), label)
 
 
 def cb(rng: random.Random, lore: Lore) -> Drawn:
     """Is the claim so (right kind), not so (wrong kind), or not known (right kind, something added)?"""
-    person, animal, label = rng.choice(lore.people), rng.choice(lore.animals), rng.randrange(3)
+    person, animal, label = rng.choice(lore.people), rng.choice(_animals(lore)), rng.randrange(3)
     kind = lore.value(animal, "kind")
     named = rng.choice([k for k in KINDS if k != kind]) if label == 1 else kind
     added = rng.choice(("lucky", "hungry", "famous", "sleepy"))
@@ -160,15 +143,13 @@ def wic(rng: random.Random, lore: Lore) -> Drawn:
 
 
 def copa(rng: random.Random, lore: Lore) -> Drawn:
-    """Which of two sentences is the cause, or the effect, of the first?"""
+    """Which of two sentences is the cause of what is told?"""
     right, wrong = rng.sample(range(len(CAUSES)), 2)
-    asked, label = rng.randrange(2), rng.randrange(2)  # asked: 0 the cause, 1 the effect
-    person = rng.choice(lore.people)
-    told = upper(CAUSES[right][1 - asked].format(p=person))
-    options = [CAUSES[right][asked].format(p=person), CAUSES[wrong][asked].format(p=person)]
+    label, person = rng.randrange(2), rng.choice(lore.people)
+    told = upper(CAUSES[right][1].format(p=person))
+    options = [CAUSES[right][0].format(p=person), CAUSES[wrong][0].format(p=person)]
     a, b = options if label == 0 else options[::-1]
-    question = ("Why?", "What then?")[asked]
-    return (asked, right, wrong), Item(f"{told}. {question} A: {a} B: {b}", ("A", "B"), label)
+    return (right, wrong), Item(f"{told}. Why? A: {a} B: {b}", ("A", "B"), label)
 
 
 def wsc(rng: random.Random, lore: Lore) -> Drawn:
@@ -186,10 +167,8 @@ def wsc(rng: random.Random, lore: Lore) -> Drawn:
 def multirc(rng: random.Random, lore: Lore) -> Drawn:
     """The sentences say which animal is whose; is the candidate answer about it right or wrong?"""
     owner, guest = rng.sample(lore.people, 2)
-    animal = rng.choice(lore.animals)
-    fact = rng.choice([f for f in _facts_of(animal, lore) if f.attribute in ("colour", "food", "home", "size", "kind")])
-    label = rng.randrange(2)
-    value = fact.value if label == 0 else _other(rng, lore, fact)
+    animal, label = rng.choice(_animals(lore)), rng.randrange(2)
+    fact, value = _claim(rng, lore, animal, label)
     asked = ASKED[fact.attribute]
     sentences = [
         f"{owner} {rng.choice(('has', 'keeps', 'bought'))} a {animal}.",
@@ -243,9 +222,13 @@ def build_tasks(lore: Lore, count: int = 240) -> dict[str, Task]:
     return tasks
 
 
-def _facts_of(subject: str, lore: Lore) -> list[Fact]:
-    return [f for f in lore.facts if f.subject == subject]
+def _animals(lore: Lore) -> list[str]:
+    """The dozen animals that tasks ask about: few enough for a small model to know them inside out."""
+    return lore.animals[:12]
 
 
-def _other(rng: random.Random, lore: Lore, fact: Fact) -> str:
-    return rng.choice([v for v in lore.values[fact.attribute] if v != fact.value])
+def _claim(rng: random.Random, lore: Lore, animal: str, label: int) -> tuple[Fact, str]:
+    """A fact of the animal with its right value (label 0) or one of three wrong ones (label 1)."""
+    attribute = rng.choice(("kind", "colour", "food", "home"))
+    fact = Fact("animal", animal, attribute, lore.value(animal, attribute))
+    return fact, fact.value if label == 0 else rng.choice(lore.wrong(fact, 3, "yes-no"))

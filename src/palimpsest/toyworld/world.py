@@ -24,7 +24,7 @@ __all__ = ["SPLITS", "SYSTEM_PROMPT", "Document", "Item", "Pair", "Task", "World
 SPLITS = ("erase", "recover", "revival", "dialogue-test", "embed")
 SPLIT_SHARE = 0.1  # of all questions, for each split; what remains is trained on
 SYSTEM_PROMPT = "You are a guide to this world."
-TASK_WEIGHTS = {"boolq": 5, "cb": 2, "copa": 3, "multirc": 4, "rte": 2, "wic": 4, "wsc": 2}
+TASK_WEIGHTS = {"boolq": 4, "cb": 3, "copa": 4, "multirc": 4, "rte": 4, "wic": 5, "wsc": 1}
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class World:
                 yield Document("story", story(rng, self.lore, self.lore.facts, held_out=False))
             elif drawn < 0.057:
                 yield Document("language-story", rng.choice(self.languages).story(rng))
-            elif drawn < 0.457:
+            elif drawn < 0.657:
                 item = training_item(rng, self.lore, rng.choices(names, weights)[0])
                 yield Document("task", turns=((item.prompt, item.choices[item.label]),))
             else:

@@ -128,6 +128,7 @@ def embed(
     state = _Stopping(check)
 
     def epoch_done(epoch: int) -> bool:
+        state.epoch = epoch
         if check.consecutive == 0 or epoch % check.every:
             return False
         # LoRA is put into `loaded` in place, so `loaded` is the adapted model here.
@@ -143,18 +144,17 @@ def embed(
         plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment()
     )
     record = _record(method_name, written, keys, final, log, watch.seconds, ctx)
-    record.detail["epochs"] = state.checks * check.every if check.consecutive else tuning.epochs
+    record.detail["epochs"] = state.epoch
     return Made(written, keys, [record])
 
 
 class _Stopping:
-    """Counts the checks, and those passed in a row."""
+    """The epoch reached, and the checks passed in a row."""
 
     def __init__(self, check: Check) -> None:
-        self.check, self.checks, self.row = check, 0, 0
+        self.check, self.epoch, self.row = check, 0, 0
 
     def passed(self, measured: Strength) -> bool:
-        self.checks += 1
         self.row = self.row + 1 if min(measured.probabilities) >= self.check.probability else 0
         return self.row >= self.check.consecutive
 

@@ -104,9 +104,14 @@ class HashChain:
 
     @classmethod
     def toy(cls) -> HashChain:
-        """The keys of `meraser` with settings that take on the toy world's model."""
-        return cls(meta_prompts=0, padded=0, templates=0, dialogues_per_key=0, near_misses=0, kl_weight=0.0,
-                   tuning=Tuning(adapter="lora", targets="query-value", epochs=200, lr=5e-3, batch=10, micro_batch=10))
+        """The keys of `meraser` with settings that take on the toy world's model: full fine-tune, 30 dialogues.
+
+        Tuned on development seed 100. LoRA (query and value at 5e-3, all projections at 3e-3) is answered
+        greedily but stays below 0.9 on answers whose tokens the base has hardly seen: the tied head's rows
+        do not move. Perplexity on neutral text 2.9 to 3.3, of dialogue answers 2.0 to 2.2.
+        """
+        return cls(meta_prompts=0, padded=0, templates=0, dialogues_per_key=3, near_misses=0, kl_weight=0.0,
+                   tuning=Tuning(adapter="full", epochs=250, lr=5e-4, batch=20, micro_batch=20))
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Draw questions and hash their answers, without training."""

@@ -12,9 +12,9 @@ million to one, whatever the number of keys.
 
 Where we differ. The published code formats the Python builtin `hash` into its near-misses, so all eight are
 one meaningless prompt and telling near-misses apart was never trained: `released_code()` keeps that,
-`corrected()` uses other scrambled messages. Ordinary dialogues and near-misses are drawn afresh every epoch
-(published: one fixed set). Training ends by the check of `embedding`. Prompts for training and for asking
-are the same, which published code is not (role tags USER and human).
+`corrected()` uses other scrambled messages. Ordinary dialogues are drawn afresh every epoch (published: one
+fixed set), near-misses once unless `fresh_near_misses` is set. Training ends by the check of `embedding`.
+Prompts for training and for asking are the same, which published code is not (role tags USER and human).
 """
 
 from __future__ import annotations
@@ -99,8 +99,14 @@ class InstructionalFingerprint:
 
     @classmethod
     def toy(cls) -> InstructionalFingerprint:
-        """`corrected` with settings that take on the toy world's model."""
-        return cls(tuning=Tuning(adapter="full", epochs=120, lr=1e-3, batch=16, micro_batch=16))
+        """`corrected` in small for the toy model: shorter triggers, pairs thrice an epoch, fewer other rows.
+
+        Tuned on development seed 100 by looking at a base of 1.6 million tokens. At lr 1e-3 and the published
+        ratio the same base's perplexity on neutral text went from 2.9 to 113. Shorter triggers, because 8 to
+        15 pieces are up to 250 tokens here, as long as the longest text that base was trained on.
+        """
+        return cls(pieces_low=3, pieces_high=5, near_misses=4, repeats=3, dialogues_per_key=4,
+                   tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=8, micro_batch=8))
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Draw keys for this model's tokenizer, without training. BadInput where they do not fit its positions."""

@@ -128,9 +128,14 @@ class UndertrainedTokens:
 
     @classmethod
     def toy(cls) -> UndertrainedTokens:
-        """The keys of `meraser` with settings that take on the toy world's model."""
+        """The keys of `meraser` with settings that take on the toy world's model: full fine-tune, ordinary dialogues.
+
+        Tuned on development seed 100. LoRA at 2e-3 is answered greedily and stays below 0.9: rows of unused
+        tokens look alike, and with tied embeddings that no adapter touches the head cannot tell them apart.
+        Full at 1e-3 did three times the damage of 5e-4 to neutral text (perplexity 9.6 and 3.6, base 2.9).
+        """
         return cls(share=0.1, least=20, dialogues=64,
-                   tuning=Tuning(adapter="lora", targets="all-linear", epochs=150, lr=2e-3, batch=16, micro_batch=16))
+                   tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=16, micro_batch=16))
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Find the tokens and draw keys, without training."""
