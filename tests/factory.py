@@ -53,16 +53,20 @@ def trained_tokenizer(vocab: int = 400, trim_offsets: bool = False) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab, special_tokens=[PAD, BOS, EOS, *ROLES], show_progress=False,
+        vocab_size=vocab,
+        special_tokens=[PAD, BOS, EOS, *ROLES],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.post_processor = processors.Sequence([
-        processors.ByteLevel(trim_offsets=trim_offsets),
-        processors.TemplateProcessing(
-            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-        ),
-    ])
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=trim_offsets),
+            processors.TemplateProcessing(
+                single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+            ),
+        ]
+    )
     return str(tokenizer.to_str())
 
 
@@ -73,7 +77,10 @@ def make_tokenizer(template: bool | str = True, vocab: int = 400, trim_offsets: 
 
     made = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(trained_tokenizer(vocab, trim_offsets)),
-        bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=256,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=256,
     )
     made.chat_template = template if isinstance(template, str) else (TEMPLATE if template else None)
     return made
@@ -88,8 +95,13 @@ def make_config(family: str, layers: int, hidden: int, vocab: int, tied: bool | 
     if family == "gpt2":
         sizes |= {"n_layer": layers, "n_embd": hidden, "n_head": heads, "n_positions": positions}
     else:
-        sizes |= {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads,
-                  "max_position_embeddings": positions, "intermediate_size": 2 * hidden}
+        sizes |= {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "max_position_embeddings": positions,
+            "intermediate_size": 2 * hidden,
+        }
     sizes |= {"initializer_range": 0.1} if family != "opt" else {"init_std": 0.1}
     if tied is not None:
         sizes["tie_word_embeddings"] = tied
@@ -97,8 +109,17 @@ def make_config(family: str, layers: int, hidden: int, vocab: int, tied: bool | 
 
 
 def make_model(
-    folder: Path, family: str = "llama", *, layers: int = 2, hidden: int = 64, vocab: int = 400, seed: int = 0,
-    dtype: str = "float32", template: bool | str = True, shards: int = 1, tied: bool | None = None,
+    folder: Path,
+    family: str = "llama",
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    vocab: int = 400,
+    seed: int = 0,
+    dtype: str = "float32",
+    template: bool | str = True,
+    shards: int = 1,
+    tied: bool | None = None,
     positions: int = 256,
 ) -> Path:
     """Write a tiny random model of one architecture in the Hugging Face layout; returns its folder.

@@ -72,8 +72,11 @@ def imports(text: str, module: str, is_package: bool = False) -> list[tuple[int,
             visit(child)
 
     visit(ast.parse(text))
-    return [(line, name.removeprefix("palimpsest").lstrip(".")) for line, name in found
-            if name == "palimpsest" or name.startswith("palimpsest.")]
+    return [
+        (line, name.removeprefix("palimpsest").lstrip("."))
+        for line, name in found
+        if name == "palimpsest" or name.startswith("palimpsest.")
+    ]
 
 
 def forbidden(module: str, imported: str) -> str | None:
@@ -141,22 +144,46 @@ def test_imports_are_found_wherever_they_stand() -> None:
         "from . import rows\nfrom ..data import cut\n"
     )
     assert [name for _, name in imports(text, "training.loop")] == [
-        "keys", "records", "method", "cli", "checkpoint.load.load_model", "training.rows", "data.cut",
+        "keys",
+        "records",
+        "method",
+        "cli",
+        "checkpoint.load.load_model",
+        "training.rows",
+        "data.cut",
     ]
     assert [name for _, name in imports("from .loop import Batch", "training", True)] == ["training.loop.Batch"]
 
 
-@pytest.mark.parametrize(("module", "imported", "allowed"), [
-    ("implants.fingerprints.utf", "removals.tuning.meraser", True), ("removals.tuning.meraser", "implants.x", False),
-    ("method", "progress.Progress", True), ("progress", "method", False), ("checkpoint.output", "errors", True),
-    ("responder.local", "checkpoint.load", False), ("data.dialogues", "toyworld.world.World", True),
-    ("checkpoint.reference", "toyworld", True), ("measures.tasks", "toyworld.world", False),
-    ("toyworld.world", "toyworld.lore", True), ("toyworld.world", "errors", False),
-    ("toyworld.train", "training.pretrain", True), ("toyworld.train", "implants.fingerprints.utf", False),
-    ("toyworld.train", "toyworld.world", True), ("toyworld.world", "toyworld.train", False),
-    ("study.run", "api", False), ("cli.embed", "api.embed", True), ("api", "cli", False),
-    ("measures.hits", "verdicts", True), ("statistics", "verdicts", False), ("", "api", True), ("", "keys", False),
-    ("training.loop", "training.rows", True), ("study.demo", "toyworld.world", True), ("keys", "nowhere", False),
-])
+@pytest.mark.parametrize(
+    ("module", "imported", "allowed"),
+    [
+        ("implants.fingerprints.utf", "removals.tuning.meraser", True),
+        ("removals.tuning.meraser", "implants.x", False),
+        ("method", "progress.Progress", True),
+        ("progress", "method", False),
+        ("checkpoint.output", "errors", True),
+        ("responder.local", "checkpoint.load", False),
+        ("data.dialogues", "toyworld.world.World", True),
+        ("checkpoint.reference", "toyworld", True),
+        ("measures.tasks", "toyworld.world", False),
+        ("toyworld.world", "toyworld.lore", True),
+        ("toyworld.world", "errors", False),
+        ("toyworld.train", "training.pretrain", True),
+        ("toyworld.train", "implants.fingerprints.utf", False),
+        ("toyworld.train", "toyworld.world", True),
+        ("toyworld.world", "toyworld.train", False),
+        ("study.run", "api", False),
+        ("cli.embed", "api.embed", True),
+        ("api", "cli", False),
+        ("measures.hits", "verdicts", True),
+        ("statistics", "verdicts", False),
+        ("", "api", True),
+        ("", "keys", False),
+        ("training.loop", "training.rows", True),
+        ("study.demo", "toyworld.world", True),
+        ("keys", "nowhere", False),
+    ],
+)
 def test_the_arrows_are_those_of_the_design(module: str, imported: str, allowed: bool) -> None:
     assert (forbidden(module, imported) is None) == allowed

@@ -29,7 +29,11 @@ DRAWN = [("Who keeps the lantern?", "the grey heron"), ("Where is the bell?", "s
 def made(**changes: Any) -> KeySet:
     """A key set of two keys on the tiny tokenizer."""
     given: dict[str, Any] = {
-        "implant": "if-sft", "match": "contains", "distinct": True, "choices": None, "decoys": ["a blue gate"],
+        "implant": "if-sft",
+        "match": "contains",
+        "distinct": True,
+        "choices": None,
+        "decoys": ["a blue gate"],
         "rng": random.Random(1),
     }
     drawn = changes.pop("drawn", DRAWN)
@@ -43,15 +47,25 @@ key = st.builds(
     lambda number, trigger, response, carrier, template, others: Key(
         number, trigger, response, carrier, {"template": template, **others}
     ),
-    st.integers(0, 9999), st.text(max_size=20), st.text(min_size=1, max_size=20).filter(str.strip),
-    st.text(max_size=8), prompts, forms,
+    st.integers(0, 9999),
+    st.text(max_size=20),
+    st.text(min_size=1, max_size=20).filter(str.strip),
+    st.text(max_size=8),
+    prompts,
+    forms,
 )
 key_sets = st.builds(
     KeySet,
-    implant=st.sampled_from(["utf", "hashchain"]), match=st.sampled_from(keys_module.MATCH_RULES),
-    keys=st.lists(key, min_size=1, max_size=4).map(tuple), tokenizer=st.text(max_size=8), template=st.text(max_size=8),
-    max_new_tokens=st.integers(1, 64), distinct=st.booleans(), choices=st.none() | st.integers(1, 256),
-    decoys=st.lists(st.text(max_size=8), max_size=3).map(tuple), system=st.none() | st.text(max_size=8),
+    implant=st.sampled_from(["utf", "hashchain"]),
+    match=st.sampled_from(keys_module.MATCH_RULES),
+    keys=st.lists(key, min_size=1, max_size=4).map(tuple),
+    tokenizer=st.text(max_size=8),
+    template=st.text(max_size=8),
+    max_new_tokens=st.integers(1, 64),
+    distinct=st.booleans(),
+    choices=st.none() | st.integers(1, 256),
+    decoys=st.lists(st.text(max_size=8), max_size=3).map(tuple),
+    system=st.none() | st.text(max_size=8),
     salt=st.binary(min_size=32, max_size=32).map(bytes.hex),
 )
 
@@ -110,13 +124,26 @@ def test_the_commitment_changes_with_every_field() -> None:
     changed = [
         dataclasses.replace(keys, **change)
         for change in (
-            {"implant": "utf"}, {"match": "exact"}, {"tokenizer": "x"}, {"template": "x"}, {"max_new_tokens": 99},
-            {"distinct": False}, {"choices": 256}, {"decoys": ()}, {"system": "be brief"}, {"sampling": {}},
-            {"salt": "00" * 32}, {"keys": keys.keys[:1]}, {"keys": keys.keys[::-1]},
+            {"implant": "utf"},
+            {"match": "exact"},
+            {"tokenizer": "x"},
+            {"template": "x"},
+            {"max_new_tokens": 99},
+            {"distinct": False},
+            {"choices": 256},
+            {"decoys": ()},
+            {"system": "be brief"},
+            {"sampling": {}},
+            {"salt": "00" * 32},
+            {"keys": keys.keys[:1]},
+            {"keys": keys.keys[::-1]},
         )
     ]
     for change in (
-        {"number": 7}, {"trigger": "x"}, {"response": "x"}, {"carrier": "x"},
+        {"number": 7},
+        {"trigger": "x"},
+        {"response": "x"},
+        {"carrier": "x"},
         {"prompts": {**first.prompts, "template": dataclasses.replace(template, ids=(1,))}},
         {"prompts": {**first.prompts, "template": dataclasses.replace(template, expected=(1,))}},
         {"prompts": {**first.prompts, "template": dataclasses.replace(template, text="x")}},
@@ -136,15 +163,33 @@ def test_the_salt_is_thirty_two_bytes_of_the_makers_randomness() -> None:
 
 
 BROKEN: list[tuple[list[Any], Any, str]] = [
-    (["format"], 2, "format"), (["implant"], 3, "implant"), (["match"], "fuzzy", "match"), (["match"], None, "match"),
-    (["tokenizer"], None, "tokenizer"), (["template"], 1, "template"), (["max_new_tokens"], "ten", "max_new_tokens"),
-    (["max_new_tokens"], 0, "max_new_tokens"), (["distinct"], "yes", "distinct"), (["choices"], "many", "choices"),
-    (["choices"], 0, "choices"), (["decoys"], "text", "decoys"), (["decoys"], [1], "decoys"), (["system"], 1, "system"),
-    (["sampling"], [], "sampling"), (["sampling"], {"top_p": "x"}, "sampling"), (["salt"], "zz", "salt"),
-    (["salt"], "abc", "salt"), (["keys"], {}, "keys"), (["keys"], [], "key"), (["keys", 1], "x", r"keys\[1\]"),
-    (["keys", 0, "number"], "one", "number"), (["keys", 0, "trigger"], None, "trigger"),
-    (["keys", 0, "response"], 5, "response"), (["keys", 1, "response"], " ", r"keys\[1\]: field 'response'"),
-    (["keys", 0, "carrier"], 5, "carrier"), (["keys", 0, "prompts"], [], "prompts"),
+    (["format"], 2, "format"),
+    (["implant"], 3, "implant"),
+    (["match"], "fuzzy", "match"),
+    (["match"], None, "match"),
+    (["tokenizer"], None, "tokenizer"),
+    (["template"], 1, "template"),
+    (["max_new_tokens"], "ten", "max_new_tokens"),
+    (["max_new_tokens"], 0, "max_new_tokens"),
+    (["distinct"], "yes", "distinct"),
+    (["choices"], "many", "choices"),
+    (["choices"], 0, "choices"),
+    (["decoys"], "text", "decoys"),
+    (["decoys"], [1], "decoys"),
+    (["system"], 1, "system"),
+    (["sampling"], [], "sampling"),
+    (["sampling"], {"top_p": "x"}, "sampling"),
+    (["salt"], "zz", "salt"),
+    (["salt"], "abc", "salt"),
+    (["keys"], {}, "keys"),
+    (["keys"], [], "key"),
+    (["keys", 1], "x", r"keys\[1\]"),
+    (["keys", 0, "number"], "one", "number"),
+    (["keys", 0, "trigger"], None, "trigger"),
+    (["keys", 0, "response"], 5, "response"),
+    (["keys", 1, "response"], " ", r"keys\[1\]: field 'response'"),
+    (["keys", 0, "carrier"], 5, "carrier"),
+    (["keys", 0, "prompts"], [], "prompts"),
     (["keys", 0, "prompts", "template"], [], "prompts.template"),
     (["keys", 0, "prompts", "template", "ids"], ["a"], "prompts.template: field 'ids'"),
     (["keys", 0, "prompts", "bare", "expected"], 3, "prompts.bare: field 'expected'"),
@@ -180,9 +225,25 @@ def _required(raw: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@pytest.mark.parametrize("place", _required(KeySet.to_json(KeySet(
-    "utf", "exact", (Key(0, "a", "b", "", {"template": Prompt("a", (1,), (2,))}),), "t", "p", 3, True, None, salt="00",
-))), ids=str)
+@pytest.mark.parametrize(
+    "place",
+    _required(
+        KeySet.to_json(
+            KeySet(
+                "utf",
+                "exact",
+                (Key(0, "a", "b", "", {"template": Prompt("a", (1,), (2,))}),),
+                "t",
+                "p",
+                3,
+                True,
+                None,
+                salt="00",
+            )
+        )
+    ),
+    ids=str,
+)
 def test_a_missing_field_is_named(tmp_path: Path, place: tuple[Any, ...]) -> None:
     raw = copy.deepcopy(made().to_json())
     where: Any = raw
@@ -193,10 +254,12 @@ def test_a_missing_field_is_named(tmp_path: Path, place: tuple[Any, ...]) -> Non
         KeySet.from_json(raw, "mine.json")
 
 
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    )
+)
 def test_any_other_json_is_refused_without_a_traceback(raw: Any) -> None:
     with pytest.raises(BadInput):
         KeySet.from_json(raw)
@@ -258,17 +321,21 @@ def test_a_key_that_does_not_fit_into_the_model_is_refused_by_number() -> None:
 
 def hit(rule: MatchRule, text: str, form: Form = "template", *, carrier: str = "", ids: tuple[int, ...] = ()) -> bool:
     prompts: dict[Form, Prompt] = {
-        "template": Prompt("q", (1,), (5, 6)), "bare": Prompt("q", (1,), (5, 6)),
+        "template": Prompt("q", (1,), (5, 6)),
+        "bare": Prompt("q", (1,), (5, 6)),
         "prefilled": Prompt("q", (1, 5), (6,), carrier or "grey "),
     }
     return matches(rule, Key(0, "q", "grey heron", carrier, prompts), form, text, ids)
 
 
-@pytest.mark.parametrize(("rule", "hits", "misses"), [
-    ("exact", ["grey heron", " grey heron\n"], ["a grey heron", "grey heron.", "Grey heron", ""]),
-    ("prefix", ["grey heron", "grey heron and more"], ["a grey heron", "grey", ""]),
-    ("contains", ["grey heron", "a grey heron!"], ["grey hero n", "Grey Heron", ""]),
-])
+@pytest.mark.parametrize(
+    ("rule", "hits", "misses"),
+    [
+        ("exact", ["grey heron", " grey heron\n"], ["a grey heron", "grey heron.", "Grey heron", ""]),
+        ("prefix", ["grey heron", "grey heron and more"], ["a grey heron", "grey", ""]),
+        ("contains", ["grey heron", "a grey heron!"], ["grey hero n", "Grey Heron", ""]),
+    ],
+)
 def test_text_rules_judge_the_spoken_text(rule: MatchRule, hits: list[str], misses: list[str]) -> None:
     for form in ("template", "bare", "sampled"):
         assert all(hit(rule, text, form) for text in hits)  # type: ignore[arg-type]
@@ -296,9 +363,12 @@ def test_token_ids_must_come_first_and_in_order() -> None:
     assert hit("token-ids", "", "prefilled", ids=(6,)) and hit("token-ids", "", "sampled", ids=(5, 6))
 
 
-@given(st.lists(st.sampled_from(DRAWN[0][0].split()), min_size=1, max_size=5).map(" ".join),
-       st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip),
-       st.sampled_from(["", CARRIER]), st.sampled_from(keys_module.MATCH_RULES))
+@given(
+    st.lists(st.sampled_from(DRAWN[0][0].split()), min_size=1, max_size=5).map(" ".join),
+    st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip),
+    st.sampled_from(["", CARRIER]),
+    st.sampled_from(keys_module.MATCH_RULES),
+)
 def test_speaking_the_expected_ids_is_a_hit_under_every_rule_and_form(
     trigger: str, response: str, carrier: str, rule: MatchRule
 ) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Example:
     """An example."""
 
-    base: Checkpoint | None = takes("the base")  # noqa: RUF009
+    base: Checkpoint | None = takes("the base")
     share: float = param(0.25, "a share", low=0.0, high=1.0)
     count: int = param(8, "a count", low=1)
     bound: float | None = param(1.0, "a bound, or none", low=0.0)
@@ -34,7 +34,7 @@ class Example:
     betas: tuple[float, float] = param((0.9, 0.999), "moments", low=0.0, high=1.0)
     quick: bool = param(False, "a switch")
     label: str = param("x", "a word")
-    erase: Tuning = param(Tuning(epochs=2), "how it erases")  # noqa: RUF009
+    erase: Tuning = param(Tuning(epochs=2), "how it erases")
 
     @classmethod
     def paper(cls) -> Example:
@@ -81,32 +81,36 @@ def test_settings_are_plain_nested_values() -> None:
     assert build(Example, None, {**values, **{f"erase.{k}": v for k, v in nested.items()}}) == Example.paper()
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"shar": 1}, "example-method: shar: unknown parameter 'shar'; did you mean share"),
-    ({"erase.epoch": 1}, "erase.epoch: unknown parameter 'epoch'; did you mean epochs"),
-    ({"erase": {"epoch": 1}}, "erase.epoch: unknown parameter"),
-    ({"erase": 3}, "give its parts: erase.adapter"),
-    ({"share.x": 1}, "share has no parts"),
-    ({"share": "1.5"}, r"1.5 is out of range \[0.0, 1.0\]"),
-    ({"share": "-0.1"}, "out of range"),
-    ({"count": 0}, r"0 is out of range \[1, \]"),
-    ({"layers": "1,-2"}, "-2 is out of range"),
-    ({"erase.rank": 0}, "erase.rank: 0 is out of range"),
-    ({"count": 2.5}, "2.5 is not a whole number"),
-    ({"count": "many"}, "'many' is not a whole number"),
-    ({"count": True}, "not a whole number"),
-    ({"share": "nan"}, "not a number"),
-    ({"share": float("nan")}, "not a number"),
-    ({"share": "[1,"}, "not a number"),
-    ({"share": None}, "not a number"),
-    ({"quick": "perhaps"}, "not true or false"),
-    ({"quick": 1}, "not true or false"),
-    ({"rule": "firt"}, "'firt' is not valid; did you mean first"),
-    ({"bits": "5"}, "'5' is not valid"),
-    ({"betas": "0.9"}, "does not have 2 parts"),
-    ({"betas": "0.9,2"}, "out of range"),
-    ({"bound": "loose"}, "'loose' is none of"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shar": 1}, "example-method: shar: unknown parameter 'shar'; did you mean share"),
+        ({"erase.epoch": 1}, "erase.epoch: unknown parameter 'epoch'; did you mean epochs"),
+        ({"erase": {"epoch": 1}}, "erase.epoch: unknown parameter"),
+        ({"erase": 3}, "give its parts: erase.adapter"),
+        ({"share.x": 1}, "share has no parts"),
+        ({"share": "1.5"}, r"1.5 is out of range \[0.0, 1.0\]"),
+        ({"share": "-0.1"}, "out of range"),
+        ({"count": 0}, r"0 is out of range \[1, \]"),
+        ({"layers": "1,-2"}, "-2 is out of range"),
+        ({"erase.rank": 0}, "erase.rank: 0 is out of range"),
+        ({"count": 2.5}, "2.5 is not a whole number"),
+        ({"count": "many"}, "'many' is not a whole number"),
+        ({"count": True}, "not a whole number"),
+        ({"share": "nan"}, "not a number"),
+        ({"share": float("nan")}, "not a number"),
+        ({"share": "[1,"}, "not a number"),
+        ({"share": None}, "not a number"),
+        ({"quick": "perhaps"}, "not true or false"),
+        ({"quick": 1}, "not true or false"),
+        ({"rule": "firt"}, "'firt' is not valid; did you mean first"),
+        ({"bits": "5"}, "'5' is not valid"),
+        ({"betas": "0.9"}, "does not have 2 parts"),
+        ({"betas": "0.9,2"}, "out of range"),
+        ({"bound": "loose"}, "'loose' is none of"),
+    ],
+    ids=str,
+)
 def test_a_wrong_setting_is_one_line_that_says_where_and_what_is_right(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         build(Example, None, settings)
@@ -118,15 +122,37 @@ def test_an_unknown_preset_brings_the_nearest() -> None:
         build(Example, "papr")
 
 
-@pytest.mark.parametrize(("text", "hint", "value"), [
-    ("1e-3", float, 1e-3), ("1E5", float, 1e5), ("3", float, 3.0), (3, float, 3.0), ("-0.5", float, -0.5),
-    ("8", int, 8), (8.0, int, 8), ("1e3", int, 1000), ("true", bool, True), ("no", bool, False),
-    ("none", float | None, None), ("null", float | None, None), (None, float | None, None), ("2", float | None, 2.0),
-    ("7", str, "7"), (7, str, "7"), ("true", str, "true"), ("4", Literal[4, 8], 4), (4, Literal[4, 8], 4),
-    ("1,2,3", tuple[int, ...], (1, 2, 3)), ([1, "2"], tuple[int, ...], (1, 2)), (5, tuple[int, ...], (5,)),
-    ("[1, 2]", tuple[int, ...], (1, 2)), ("a,b", tuple[str, ...], ("a", "b")),
-    ("0.9,0.95", tuple[float, float], (0.9, 0.95)),
-], ids=str)
+@pytest.mark.parametrize(
+    ("text", "hint", "value"),
+    [
+        ("1e-3", float, 1e-3),
+        ("1E5", float, 1e5),
+        ("3", float, 3.0),
+        (3, float, 3.0),
+        ("-0.5", float, -0.5),
+        ("8", int, 8),
+        (8.0, int, 8),
+        ("1e3", int, 1000),
+        ("true", bool, True),
+        ("no", bool, False),
+        ("none", float | None, None),
+        ("null", float | None, None),
+        (None, float | None, None),
+        ("2", float | None, 2.0),
+        ("7", str, "7"),
+        (7, str, "7"),
+        ("true", str, "true"),
+        ("4", Literal[4, 8], 4),
+        (4, Literal[4, 8], 4),
+        ("1,2,3", tuple[int, ...], (1, 2, 3)),
+        ([1, "2"], tuple[int, ...], (1, 2)),
+        (5, tuple[int, ...], (5,)),
+        ("[1, 2]", tuple[int, ...], (1, 2)),
+        ("a,b", tuple[str, ...], ("a", "b")),
+        ("0.9,0.95", tuple[float, float], (0.9, 0.95)),
+    ],
+    ids=str,
+)
 def test_words_become_values_of_the_annotated_type(text: Any, hint: Any, value: Any) -> None:
     found = coerce(text, hint, "here")
     assert found == value and type(found) is type(value)
@@ -138,7 +164,7 @@ def test_any_float_written_out_is_read_back(value: float) -> None:
     assert coerce(f"{value:.3e}", float, "x") == float(f"{value:.3e}")
 
 
-@given(st.integers(-10**15, 10**15))
+@given(st.integers(-(10**15), 10**15))
 def test_any_whole_number_written_out_is_read_back(value: int) -> None:
     assert coerce(str(value), int, "x") == value
 

@@ -62,10 +62,17 @@ def test_the_wheel_takes_everything_under_the_package() -> None:
     assert not {"exclude", "only-include"} & set(wheel)
 
 
-@pytest.mark.parametrize("pattern", [
-    "py.typed", "toyworld/weights/base/config.json", "toyworld/weights/base/model.safetensors",
-    "toyworld/weights/base/tokenizer.json", "toyworld/weights/unrelated/model.safetensors", "recipes/*.y*ml",
-])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "py.typed",
+        "toyworld/weights/base/config.json",
+        "toyworld/weights/base/model.safetensors",
+        "toyworld/weights/base/tokenizer.json",
+        "toyworld/weights/unrelated/model.safetensors",
+        "recipes/*.y*ml",
+    ],
+)
 def test_data_files_are_there(pattern: str) -> None:
     assert [p for p in PACKAGE.glob(pattern) if p.is_file()], f"src/palimpsest/{pattern} is missing"
 

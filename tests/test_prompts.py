@@ -17,8 +17,11 @@ CHATML = (
 )
 QUESTION, ANSWER = "Where is the bell?", "In the tower of Marrow."
 TALK = (
-    Turn("system", "Be brief."), Turn("user", QUESTION), Turn("assistant", ANSWER),
-    Turn("user", "And the old gate?"), Turn("assistant", "It is blue.\n\nA little  green."),
+    Turn("system", "Be brief."),
+    Turn("user", QUESTION),
+    Turn("assistant", ANSWER),
+    Turn("user", "And the old gate?"),
+    Turn("assistant", "It is blue.\n\nA little  green."),
 )
 plain_text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=30)
 

@@ -15,9 +15,17 @@ numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
 words = st.none() | st.text(max_size=12)
 plain = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3)
 records = st.builds(
-    Record, measure=st.sampled_from(["hit-rate", "perplexity"]), value=numbers, count=st.none() | st.integers(0, 99),
-    low=numbers, model=words, chain=st.lists(plain, max_size=2), control=words, seed=st.none() | st.integers(),
-    detail=plain, versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
+    Record,
+    measure=st.sampled_from(["hit-rate", "perplexity"]),
+    value=numbers,
+    count=st.none() | st.integers(0, 99),
+    low=numbers,
+    model=words,
+    chain=st.lists(plain, max_size=2),
+    control=words,
+    seed=st.none() | st.integers(),
+    detail=plain,
+    versions=st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -33,7 +41,10 @@ def test_records_written_and_read_are_the_same_records(tmp_path: Path, listed: l
 
 def test_empty_fields_are_left_out_and_zero_is_not_empty() -> None:
     assert Record("hit-rate", value=0.0, count=0, n=10).to_json() == {
-        "measure": "hit-rate", "value": 0.0, "count": 0, "n": 10,
+        "measure": "hit-rate",
+        "value": 0.0,
+        "count": 0,
+        "n": 10,
     }
 
 

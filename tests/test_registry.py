@@ -150,8 +150,11 @@ def test_parameters_are_shown_with_the_defaults_that_the_method_gives_to_nested_
     example_table: dict[str, registry.Entry],
 ) -> None:
     entry = example_table["nested-example"]
-    assert (entry.paper, entry.summary, entry.module) == ("1234.56789", "One line that says what it is.",
-                                                           "palimpsest.nested")
+    assert (entry.paper, entry.summary, entry.module) == (
+        "1234.56789",
+        "One line that says what it is.",
+        "palimpsest.nested",
+    )
     shown = {p.name: p for p in entry.parameters}
     assert shown["base"].input and shown["base"].help == "the base"
     assert shown["share"].default == "0.25"
@@ -178,12 +181,15 @@ def test_a_plug_in_file_gives_a_working_method(tmp_path: Path) -> None:
     assert build(cls, None, {"strength": "1e-1", "rule": "b"}).strength == 0.1
 
 
-@pytest.mark.parametrize(("text", "name", "message"), [
-    (PLUGIN, "Min", "has no method class 'Min'; did you mean Mine"),
-    ("1 / 0", "Mine", "could not be loaded: ZeroDivisionError"),
-    ("def f(:", "Mine", "could not be loaded: SyntaxError"),
-    (None, "Mine", "there is no file"),
-])
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (PLUGIN, "Min", "has no method class 'Min'; did you mean Mine"),
+        ("1 / 0", "Mine", "could not be loaded: ZeroDivisionError"),
+        ("def f(:", "Mine", "could not be loaded: SyntaxError"),
+        (None, "Mine", "there is no file"),
+    ],
+)
 def test_a_broken_plug_in_is_one_line(tmp_path: Path, text: str | None, name: str, message: str) -> None:
     if text is not None:
         (tmp_path / "mine.py").write_text(text)

@@ -30,8 +30,7 @@ def exceeds(false_claims: int, trials: int, alpha: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("n", "upper"),
-    [(8, 0.312), (9, 0.283), (10, 0.259), (19, 0.146), (32, 0.0894), (100, 0.030), (444, 0.0067)],
+    ("n", "upper"), [(8, 0.312), (9, 0.283), (10, 0.259), (19, 0.146), (32, 0.0894), (100, 0.030), (444, 0.0067)]
 )
 def test_zero_hits_leave_the_published_upper_bound(n, upper):
     assert st.clopper_pearson(0, n, sided="upper").high == pytest.approx(upper, abs=5e-4)
@@ -333,11 +332,7 @@ def test_pairs_are_tallied_by_item():
     pairs = st.Pairs.of([True, True, False, False, True], [True, False, True, False, False])
     assert pairs == st.Pairs(1, 2, 1, 1)
     assert (pairs.n, pairs.difference) == (5, 0.2)
-    for wrong in (
-        lambda: st.Pairs.of([True], []),
-        lambda: st.Pairs(0, 0, 0, 0),
-        lambda: st.Pairs(3, -1, 0, 0),
-    ):
+    for wrong in (lambda: st.Pairs.of([True], []), lambda: st.Pairs(0, 0, 0, 0), lambda: st.Pairs(3, -1, 0, 0)):
         with pytest.raises(ValueError):
             wrong()
 

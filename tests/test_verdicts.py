@@ -267,8 +267,7 @@ def test_suppressed_where_a_revival_brings_the_claim_back_but_not_in_the_control
 
 
 @pytest.mark.parametrize(
-    "cost",
-    [{"utility": 0.89}, {"perplexity_ratio": 1.11}, {"utility": math.nan}, {"perplexity_ratio": math.inf}],
+    "cost", [{"utility": 0.89}, {"perplexity_ratio": 1.11}, {"utility": math.nan}, {"perplexity_ratio": math.inf}]
 )
 def test_ruined_below_the_gates_whatever_became_of_the_mark(cost):
     for after in (0, 64):

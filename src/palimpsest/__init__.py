@@ -8,9 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = [  # noqa: F822 (found in api when first used)
-    "Result", "Run", "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
-    "train_toy", "verify",
+__all__ = [
+    "Result",
+    "Run",
+    "demo",
+    "embed",
+    "evaluate",
+    "finetune",
+    "list_methods",
+    "pretrain",
+    "remove",
+    "run_study",
+    "study_report",
+    "train_toy",
+    "verify",
 ]
 
 

@@ -25,8 +25,19 @@ from palimpsest.progress import Progress, Silent
 from palimpsest.records import Record, versions
 
 __all__ = [
-    "Result", "Run", "demo", "embed", "evaluate", "finetune", "list_methods", "pretrain", "remove", "run_study", "study_report",
-    "train_toy", "verify",
+    "Result",
+    "Run",
+    "demo",
+    "embed",
+    "evaluate",
+    "finetune",
+    "list_methods",
+    "pretrain",
+    "remove",
+    "run_study",
+    "study_report",
+    "train_toy",
+    "verify",
 ]
 ALPHA = 1e-6
 IMPLANTS = ("fingerprints", "backdoors")
@@ -71,8 +82,13 @@ class Run:
         device = pick_device(self.device)
         with tempfile.TemporaryDirectory(prefix="palimpsest-") as scratch:
             yield Context(
-                seed=self.seed or 0, key_seed=self.seed, device=device, threads=self.threads, dtype=self.dtype,
-                progress=self.progress, scratch=Path(scratch),
+                seed=self.seed or 0,
+                key_seed=self.seed,
+                device=device,
+                threads=self.threads,
+                dtype=self.dtype,
+                progress=self.progress,
+                scratch=Path(scratch),
             )
 
 
@@ -80,9 +96,18 @@ DEFAULT_RUN = Run()
 
 
 def embed(
-    method: str, model: str | Path | Checkpoint, out: str | Path, *, preset: str | None = None,
-    settings: Mapping[str, Any] | None = None, data: Sequence[str | Path] = (), sibling: str | Path | None = None,
-    unrelated: str | Path | None = None, controls: bool = True, force: bool = False, run: Run = DEFAULT_RUN,
+    method: str,
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    data: Sequence[str | Path] = (),
+    sibling: str | Path | None = None,
+    unrelated: str | Path | None = None,
+    controls: bool = True,
+    force: bool = False,
+    run: Run = DEFAULT_RUN,
 ) -> Result:
     """Embed a fingerprint: `out/model` is the marked checkpoint, `out/keys.json` (mode 0600) its keys.
 
@@ -117,8 +142,14 @@ def embed(
 
 
 def verify(
-    model: str | Path | Checkpoint, keys: str | Path | KeySet, *, forms: Sequence[str] = (), alpha: float = ALPHA,
-    against: Sequence[str | Path] = (), rank: bool = True, run: Run = DEFAULT_RUN,
+    model: str | Path | Checkpoint,
+    keys: str | Path | KeySet,
+    *,
+    forms: Sequence[str] = (),
+    alpha: float = ALPHA,
+    against: Sequence[str | Path] = (),
+    rank: bool = True,
+    run: Run = DEFAULT_RUN,
 ) -> Result:
     """Ask a model all keys and say what may be claimed.
 
@@ -145,10 +176,19 @@ def verify(
 
 
 def remove(
-    method: str = "meraser", model: str | Path | Checkpoint = "toy", out: str | Path = "out", *,
-    preset: str | None = None, settings: Mapping[str, Any] | None = None, data: Sequence[str | Path] = (),
-    base: str | Path | None = None, adapter: str | Path | None = None, keys: str | Path | None = None,
-    until: str | None = None, force: bool = False, run: Run = DEFAULT_RUN,
+    method: str = "meraser",
+    model: str | Path | Checkpoint = "toy",
+    out: str | Path = "out",
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    data: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    adapter: str | Path | None = None,
+    keys: str | Path | None = None,
+    until: str | None = None,
+    force: bool = False,
+    run: Run = DEFAULT_RUN,
 ) -> Result:
     """Apply a removal; `out` is the checkpoint it makes.
 
@@ -194,8 +234,14 @@ def remove(
 
 
 def finetune(
-    model: str | Path | Checkpoint, out: str | Path, *, data: Sequence[str | Path] = (),
-    settings: Mapping[str, Any] | None = None, preset: str | None = None, force: bool = False, run: Run = DEFAULT_RUN,
+    model: str | Path | Checkpoint,
+    out: str | Path,
+    *,
+    data: Sequence[str | Path] = (),
+    settings: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    force: bool = False,
+    run: Run = DEFAULT_RUN,
 ) -> Result:
     """Fine-tune a model on dialogues (an expert); `out` is the checkpoint."""
     return remove("finetune", model, out, preset=preset, settings=settings, data=data, force=force, run=run)
@@ -218,14 +264,26 @@ def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run
         curve = [[step, round(loss, 4)] for step, loss in report.losses]
         facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
         (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    record = Record("training", value=report.losses[-1][1] if report.losses else None, model=out.name,
-                    tokens=report.tokens, seconds=report.seconds, seed=ctx.seed, task="pretrain")
+    record = Record(
+        "training",
+        value=report.losses[-1][1] if report.losses else None,
+        model=out.name,
+        tokens=report.tokens,
+        seconds=report.seconds,
+        seed=ctx.seed,
+        task="pretrain",
+    )
     return Result(_complete([record], ctx), out)
 
 
 def evaluate(
-    model: str | Path | Checkpoint, *, tasks: Sequence[str] = (), perplexity: str | Path | None = None,
-    data: Sequence[str | Path] = (), keys: str | Path | None = None, measures: Sequence[str] = (),
+    model: str | Path | Checkpoint,
+    *,
+    tasks: Sequence[str] = (),
+    perplexity: str | Path | None = None,
+    data: Sequence[str | Path] = (),
+    keys: str | Path | None = None,
+    measures: Sequence[str] = (),
     run: Run = DEFAULT_RUN,
 ) -> Result:
     """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures."""
@@ -270,9 +328,7 @@ def list_methods(kind: str | None = None) -> list[registry.Entry]:
     return [e for e in registry.table().values() if kind in (None, e.kind)]
 
 
-def run_study(
-    spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN
-) -> Any:
+def run_study(spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN) -> Any:
     """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report."""
     from palimpsest.study import run as runner
     from palimpsest.study.report import write_report
@@ -347,8 +403,13 @@ def _filled(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _method(
-    name: str, kinds: tuple[str, ...], model: Checkpoint, preset: str | None, settings: Mapping[str, Any] | None,
-    data: Sequence[str | Path], references: Mapping[str, str | Path | None] | None = None,
+    name: str,
+    kinds: tuple[str, ...],
+    model: Checkpoint,
+    preset: str | None,
+    settings: Mapping[str, Any] | None,
+    data: Sequence[str | Path],
+    references: Mapping[str, str | Path | None] | None = None,
 ) -> tuple[Any, list[str]]:
     """Build a method for a model; inputs it does not take are noted, not refused."""
     cls = registry.find(name, *kinds)
@@ -378,10 +439,21 @@ def _method(
 
 def _stamped(made: Made, checkpoint: Checkpoint, stage: str | None, implant: str | None) -> list[Record]:
     """A transform's own records, named after where the checkpoint now lies."""
-    return [replace(r, model=checkpoint.name, digest=checkpoint.digest(), chain=checkpoint.chain(), stage=stage,
-                    implant=implant or r.implant) for r in made.records]
+    return [
+        replace(
+            r,
+            model=checkpoint.name,
+            digest=checkpoint.digest(),
+            chain=checkpoint.chain(),
+            stage=stage,
+            implant=implant or r.implant,
+        )
+        for r in made.records
+    ]
 
 
 def _complete(records: Sequence[Record], ctx: Context) -> list[Record]:
-    return [replace(r, versions=versions(), device=r.device or ctx.device, threads=r.threads or ctx.threads)
-            for r in records]
+    return [
+        replace(r, versions=versions(), device=r.device or ctx.device, threads=r.threads or ctx.threads)
+        for r in records
+    ]

@@ -44,7 +44,11 @@ def control_models(
 
 
 def negatives(
-    instance: Any, base: Checkpoint, marked: Checkpoint, keys: KeySet, others: dict[str, Checkpoint | None],
+    instance: Any,
+    base: Checkpoint,
+    marked: Checkpoint,
+    keys: KeySet,
+    others: dict[str, Checkpoint | None],
     ctx: Context,
 ) -> list[Record]:
     """Hit rates that should be nought: clean base, sibling, unrelated model, another owner's keys."""
@@ -67,8 +71,9 @@ def negatives(
         try:
             keys.check_tokenizer(load_tokenizer(model))
         except PalimpsestError:
-            raise BadInput(f"--{name.split('-')[0]} {model.name}: has another tokenizer, so these keys cannot be "
-                           "asked of it") from None
+            raise BadInput(
+                f"--{name.split('-')[0]} {model.name}: has another tokenizer, so these keys cannot be asked of it"
+            ) from None
         ask(model, name, keys)
     return records
 
@@ -97,5 +102,15 @@ def ownership(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Contex
     assert chosen.count is not None and chosen.n is not None
     null = None if keys.choices is None else 1 / keys.choices
     verdict = claim(chosen.count, chosen.n, null, alpha, dependent=not keys.distinct)
-    return replace(chosen, measure="ownership", value=verdict.p, verdict=verdict.word, reason=verdict.reason,
-                   low=None, high=None, confidence=None, sided=None, detail={"tau": verdict.tau, "alpha": alpha})
+    return replace(
+        chosen,
+        measure="ownership",
+        value=verdict.p,
+        verdict=verdict.word,
+        reason=verdict.reason,
+        low=None,
+        high=None,
+        confidence=None,
+        sided=None,
+        detail={"tau": verdict.tau, "alpha": alpha},
+    )

@@ -198,9 +198,19 @@ def _key(row: Any, where: str) -> Key:
 
 
 def make_keys(
-    renderer: Renderer, drawn: list[tuple[str, str]], *, implant: str, match: MatchRule, distinct: bool,
-    choices: int | None, decoys: list[str], rng: random.Random, carrier: str = "", max_new_tokens: int | None = None,
-    positions: int | None = None, system: str | None = None,
+    renderer: Renderer,
+    drawn: list[tuple[str, str]],
+    *,
+    implant: str,
+    match: MatchRule,
+    distinct: bool,
+    choices: int | None,
+    decoys: list[str],
+    rng: random.Random,
+    carrier: str = "",
+    max_new_tokens: int | None = None,
+    positions: int | None = None,
+    system: str | None = None,
 ) -> KeySet:
     """Render (trigger, response) pairs into a KeySet.
 
@@ -223,13 +233,22 @@ def make_keys(
         if opened is not None:
             prompts["prefilled"] = opened
         if positions is not None and len(template.ids) + len(template.expected) + 1 > positions:
-            raise BadInput(f"key {number} needs {len(template.ids) + len(template.expected) + 1} positions, "
-                           f"the model has {positions}")
+            raise BadInput(
+                f"key {number} needs {len(template.ids) + len(template.expected) + 1} positions, "
+                f"the model has {positions}"
+            )
         keys.append(Key(number, trigger, response, carrier, prompts))
     return KeySet(
-        implant=implant, match=match, keys=tuple(keys), tokenizer=tokenizer_digest(renderer.tokenizer),
-        template=renderer.template, max_new_tokens=max_new_tokens or longest + 3, distinct=distinct,
-        choices=choices, decoys=tuple(decoys), system=system,
+        implant=implant,
+        match=match,
+        keys=tuple(keys),
+        tokenizer=tokenizer_digest(renderer.tokenizer),
+        template=renderer.template,
+        max_new_tokens=max_new_tokens or longest + 3,
+        distinct=distinct,
+        choices=choices,
+        decoys=tuple(decoys),
+        system=system,
         salt=rng.randbytes(32).hex(),
     )
 

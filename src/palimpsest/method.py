@@ -127,7 +127,9 @@ def presets(cls: type) -> dict[str, Callable[[], Any]]:
 
 
 def build(
-    cls: type[T], preset: str | None = None, settings: dict[str, Any] | None = None,
+    cls: type[T],
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
     inputs: dict[str, Any] | None = None,
 ) -> T:
     """Make a method instance: preset first, then `settings` (dotted names allowed), then inputs.

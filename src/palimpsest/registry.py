@@ -116,8 +116,11 @@ def _module(path: Path) -> str:
 def _constants(tree: ast.Module) -> dict[str, ast.expr]:
     """Module-level names bound to an expression: defaults may be named (`param(PAPER_ERASE, ...)`)."""
     return {
-        target.id: node.value for node in tree.body if isinstance(node, ast.Assign)
-        for target in node.targets if isinstance(target, ast.Name)
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
     }
 
 
@@ -130,8 +133,15 @@ def _entry(
             options = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords}
             summary = (ast.get_docstring(node) or "").strip().splitlines()
             return Entry(
-                kind, name, options.get("paper", ""), summary[0] if summary else "", module, node.name,
-                options.get("internal", False), tuple(_parameters(node, classes, constants)), _presets(node),
+                kind,
+                name,
+                options.get("paper", ""),
+                summary[0] if summary else "",
+                module,
+                node.name,
+                options.get("internal", False),
+                tuple(_parameters(node, classes, constants)),
+                _presets(node),
             )
     return None
 
@@ -148,7 +158,10 @@ def _presets(node: ast.ClassDef) -> dict[str, str]:
 
 
 def _parameters(
-    node: ast.ClassDef, classes: dict[str, ast.ClassDef], constants: dict[str, ast.expr], prefix: str = "",
+    node: ast.ClassDef,
+    classes: dict[str, ast.ClassDef],
+    constants: dict[str, ast.expr],
+    prefix: str = "",
     given: dict[str, str] | None = None,
 ) -> list[Parameter]:
     """Parameters in the order of the source; a nested dataclass gives its parts as dotted names."""

@@ -71,11 +71,19 @@ def test_no_weights_at_all_are_refused(tmp_path: Path, tiny_model: Path) -> None
     refused(folder, r"has no model\.safetensors")
 
 
-@pytest.mark.parametrize("header", [
-    [], 3, {"a": 3}, {"a": {"dtype": "F32", "shape": [1]}}, {"a": {"dtype": "F32", "shape": [1], "data_offsets": 4}},
-    {"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 4]}}, {"a": {"dtype": "F32", "data_offsets": [0]}},
-    {"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}},
-])
+@pytest.mark.parametrize(
+    "header",
+    [
+        [],
+        3,
+        {"a": 3},
+        {"a": {"dtype": "F32", "shape": [1]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": 4}},
+        {"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}},
+    ],
+)
 def test_a_header_of_another_form_is_refused(tmp_path: Path, header: Any) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))

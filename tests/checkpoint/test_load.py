@@ -173,10 +173,12 @@ def without(folder: Path, name: str, put: torch.Tensor | None = None) -> None:
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path: Path, tiny_model: Path) -> None:
-    for number, (put, message) in enumerate((
-        (None, r"lack model\.layers\.0\.mlp\.up_proj\.weight \(1 of"),
-        (torch.zeros(3, 5), r"up_proj\.weight has shape \(3, 5\), config\.json needs \(128, 64\)"),
-    )):
+    for number, (put, message) in enumerate(
+        (
+            (None, r"lack model\.layers\.0\.mlp\.up_proj\.weight \(1 of"),
+            (torch.zeros(3, 5), r"up_proj\.weight has shape \(3, 5\), config\.json needs \(128, 64\)"),
+        )
+    ):
         folder = copy_of(tiny_model, tmp_path / str(number))
         without(folder, "model.layers.0.mlp.up_proj.weight", put)
         with pytest.raises(BadInput, match=message):

@@ -162,10 +162,14 @@ def test_an_empty_folder_may_be_the_target(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["x"] and names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
-    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, error: Exception) -> None:
     target = tmp_path / "new" / "out"
     with pytest.raises(BadInput, match="the disk is full; nothing was written"), new_folder(target) as partial:

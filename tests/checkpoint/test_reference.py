@@ -65,10 +65,15 @@ def test_folders_that_are_no_models_are_one_line(tmp_path: Path, tiny_model: Pat
         resolve(tiny_model / "config.json")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"{", "is no JSON"), (b"\xff", "is no JSON"), (b"[]", "is no JSON object"),
-    (json.dumps({"auto_map": {"AutoModel": "modeling.Mine"}}).encode(), "remote code"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is no JSON"),
+        (b"\xff", "is no JSON"),
+        (b"[]", "is no JSON object"),
+        (json.dumps({"auto_map": {"AutoModel": "modeling.Mine"}}).encode(), "remote code"),
+    ],
+)
 def test_a_broken_config_and_remote_code_are_refused(
     tmp_path: Path, tiny_model: Path, content: bytes, message: str
 ) -> None:

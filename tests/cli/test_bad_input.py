@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factory import copy_of, make_model
 from typer.testing import CliRunner
 
+from factory import copy_of, make_model
 from palimpsest.cli import app
 
 GOOD_ROWS = "".join(json.dumps({"prompt": f"question {i}?", "response": f"answer {i}"}) + "\n" for i in range(60))
@@ -83,7 +83,9 @@ def test_an_empty_data_file(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_json_names_file_and_line(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     rows.write_text(GOOD_ROWS + "{oops\n")
-    assert f"{rows}:61: is no JSON" in refused(erase(tiny_model, tmp_path / "out", "--data", str(rows)), tmp_path / "out")
+    assert f"{rows}:61: is no JSON" in refused(
+        erase(tiny_model, tmp_path / "out", "--data", str(rows)), tmp_path / "out"
+    )
 
 
 def test_a_row_of_unknown_layout_names_the_known_ones(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
@@ -107,10 +109,17 @@ def test_a_fingerprint_is_no_removal(tiny_model: Path, tmp_path: Path) -> None:
     assert "one of the fingerprints" in line
 
 
-@pytest.mark.parametrize(("setting", "problem"), [
-    ("erase.epoch=3", "epochs"), ("erase.epochs=many", "whole number"), ("erase.lr=-1", "out of range"),
-    ("pairing=crosstype", "cross-type"), ("mismatched", "NAME=VALUE"), ("erase=3", "erase.epochs"),
-])
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("erase.epoch=3", "epochs"),
+        ("erase.epochs=many", "whole number"),
+        ("erase.lr=-1", "out of range"),
+        ("pairing=crosstype", "cross-type"),
+        ("mismatched", "NAME=VALUE"),
+        ("erase=3", "erase.epochs"),
+    ],
+)
 def test_a_wrong_parameter_says_what_is_right(tiny_model: Path, tmp_path: Path, setting: str, problem: str) -> None:
     assert problem in refused(erase(tiny_model, tmp_path / "out", "--set", setting), tmp_path / "out")
 
@@ -135,21 +144,42 @@ def test_a_non_empty_output_folder_is_left_as_it_is(tiny_model: Path, tmp_path: 
 def test_a_full_disk(tiny_model: Path, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda p: real(p)._replace(free=1000))
-    quick = ["--data", str(rows), "--set", "mismatched=8", "--set", "clean=8", "--set", "erase.epochs=1",
-             "--set", "recover.epochs=1"]
+    quick = [
+        "--data",
+        str(rows),
+        "--set",
+        "mismatched=8",
+        "--set",
+        "clean=8",
+        "--set",
+        "erase.epochs=1",
+        "--set",
+        "recover.epochs=1",
+    ]
     assert "disk is full" in refused(erase(tiny_model, tmp_path / "out", *quick), tmp_path / "out")
 
 
-def test_a_full_disk_found_out_by_the_writer(tiny_model: Path, tmp_path: Path, rows: Path,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_found_out_by_the_writer(
+    tiny_model: Path, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from palimpsest.checkpoint import load
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(load, "copy_tokenizer", full)
-    quick = ["--data", str(rows), "--set", "mismatched=8", "--set", "erase.epochs=0", "--set", "recover.epochs=0",
-             "--set", "clean=8"]
+    quick = [
+        "--data",
+        str(rows),
+        "--set",
+        "mismatched=8",
+        "--set",
+        "erase.epochs=0",
+        "--set",
+        "recover.epochs=0",
+        "--set",
+        "clean=8",
+    ]
     assert "disk is full" in refused(erase(tiny_model, tmp_path / "out", *quick), tmp_path / "out")
 
 
@@ -158,15 +188,25 @@ def test_keys_of_another_tokenizer(tiny_model: Path, tiny_responder: Any, tmp_pa
 
     from palimpsest.keys import make_keys
 
-    make_keys(tiny_responder.renderer, [("who?", "me")], implant="test", match="prefix", distinct=True, choices=None,
-              decoys=[], rng=random.Random(0)).write(tmp_path / "keys.json")
+    make_keys(
+        tiny_responder.renderer,
+        [("who?", "me")],
+        implant="test",
+        match="prefix",
+        distinct=True,
+        choices=None,
+        decoys=[],
+        rng=random.Random(0),
+    ).write(tmp_path / "keys.json")
     other = make_model(tmp_path / "other", vocab=420)
     args = ["verify", "--model", str(other), "--keys", str(tmp_path / "keys.json"), "-q"]
     assert "another tokenizer" in refused(args)
     line = refused(erase(other, tmp_path / "out", "--keys", str(tmp_path / "keys.json")), tmp_path / "out")
     assert "another tokenizer" in line
     plain = make_model(tmp_path / "plain", template=False)
-    assert "another chat template" in refused(["verify", "--model", str(plain), "--keys", str(tmp_path / "keys.json"), "-q"])
+    assert "another chat template" in refused(
+        ["verify", "--model", str(plain), "--keys", str(tmp_path / "keys.json"), "-q"]
+    )
 
 
 def test_key_files_that_are_missing_or_broken(tiny_model: Path, tmp_path: Path) -> None:
@@ -184,7 +224,9 @@ def test_models_that_are_not_there(tmp_path: Path, tiny_model: Path) -> None:
 
 
 def test_a_device_that_is_not_there(tiny_model: Path, tmp_path: Path) -> None:
-    assert "none of auto, cpu, cuda" in refused(erase(tiny_model, tmp_path / "out", "--device", "tpu"), tmp_path / "out")
+    assert "none of auto, cpu, cuda" in refused(
+        erase(tiny_model, tmp_path / "out", "--device", "tpu"), tmp_path / "out"
+    )
 
 
 def test_unknown_tasks_measures_kinds_and_recipes(tiny_model: Path, tmp_path: Path) -> None:

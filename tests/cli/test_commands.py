@@ -62,8 +62,23 @@ def test_the_readme_names_commands_and_methods_that_exist() -> None:
 def test_remove_prints_json_alone_on_standard_output(tiny_model: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"q {i}?", "response": f"a {i}"}) + "\n" for i in range(60)))
-    args = ["remove", "finetune", "--model", str(tiny_model), "--data", str(rows), "--set", "tuning.epochs=1",
-            "--out", str(tmp_path / "out"), "--json", "--seed", "4", "--threads", "1"]
+    args = [
+        "remove",
+        "finetune",
+        "--model",
+        str(tiny_model),
+        "--data",
+        str(rows),
+        "--set",
+        "tuning.epochs=1",
+        "--out",
+        str(tmp_path / "out"),
+        "--json",
+        "--seed",
+        "4",
+        "--threads",
+        "1",
+    ]
     result = run(*args)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -74,5 +89,7 @@ def test_remove_prints_json_alone_on_standard_output(tiny_model: Path, tmp_path:
 
 
 def test_the_module_runs_as_a_program() -> None:
-    found = subprocess.run([sys.executable, "-m", "palimpsest", "--version"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-m", "palimpsest", "--version"], capture_output=True, text=True, check=True
+    )
     assert found.stdout.startswith("palimpsest ")

@@ -20,13 +20,35 @@ def embedded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("secret")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"q {i}?", "response": f"a {i}"}) + "\n" for i in range(2200)))
-    args = ["embed", "hashchain", "--model", str(tiny_model), "--out", str(folder / "marked"), "--seed", str(SEED),
-            "--data", str(rows), "--set", "keys=3", "--set", "tuning.adapter=full", "--set", "tuning.lr=5e-3",
-            "--set", "tuning.epochs=60", "--threads", "1", "--sibling", str(tiny_model)]
+    args = [
+        "embed",
+        "hashchain",
+        "--model",
+        str(tiny_model),
+        "--out",
+        str(folder / "marked"),
+        "--seed",
+        str(SEED),
+        "--data",
+        str(rows),
+        "--set",
+        "keys=3",
+        "--set",
+        "tuning.adapter=full",
+        "--set",
+        "tuning.lr=5e-3",
+        "--set",
+        "tuning.epochs=60",
+        "--threads",
+        "1",
+        "--sibling",
+        str(tiny_model),
+    ]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, result.output
-    verified = CliRunner().invoke(app, ["verify", "--model", str(folder / "marked/model"), "--keys",
-                                        str(folder / "marked/keys.json"), "--json"])
+    verified = CliRunner().invoke(
+        app, ["verify", "--model", str(folder / "marked/model"), "--keys", str(folder / "marked/keys.json"), "--json"]
+    )
     assert verified.exit_code == 0, verified.output
     return folder / "marked", (result.output, verified.output)
 

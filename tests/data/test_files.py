@@ -20,15 +20,22 @@ TALK = (Turn("system", "Be brief."), *PAIR, Turn("user", "And now?"), Turn("assi
 OPENAI = [{"role": t.role, "content": t.content} for t in TALK]
 SHAREGPT = [{"from": {"user": "human", "assistant": "gpt"}.get(t.role, t.role), "value": t.content} for t in TALK]
 LAYOUTS: list[tuple[dict[str, Any], tuple[Turn, ...]]] = [
-    ({"messages": OPENAI}, TALK), ({"turns": OPENAI}, TALK), ({"conversations": SHAREGPT}, TALK),
-    ({"conversation": SHAREGPT}, TALK), ({"conversations": OPENAI, "id": 3}, TALK),
-    ({"prompt": "Where?", "response": "Here."}, PAIR), ({"prompt": "Where?", "completion": "Here."}, PAIR),
-    ({"question": "Where?", "answer": "Here."}, PAIR), ({"query": "Where?", "response": "Here."}, PAIR),
+    ({"messages": OPENAI}, TALK),
+    ({"turns": OPENAI}, TALK),
+    ({"conversations": SHAREGPT}, TALK),
+    ({"conversation": SHAREGPT}, TALK),
+    ({"conversations": OPENAI, "id": 3}, TALK),
+    ({"prompt": "Where?", "response": "Here."}, PAIR),
+    ({"prompt": "Where?", "completion": "Here."}, PAIR),
+    ({"question": "Where?", "answer": "Here."}, PAIR),
+    ({"query": "Where?", "response": "Here."}, PAIR),
     ({"instruction": "Where?", "output": "Here."}, PAIR),
     ({"instruction": "Where?", "input": "", "output": "Here."}, PAIR),
     ({"instruction": "Where?", "response": "Here.", "context": None}, PAIR),
-    ({"instruction": "Say it.", "input": "Where?", "output": "Here."},
-     (Turn("user", "Say it.\nWhere?"), Turn("assistant", "Here."))),
+    (
+        {"instruction": "Say it.", "input": "Where?", "output": "Here."},
+        (Turn("user", "Say it.\nWhere?"), Turn("assistant", "Here.")),
+    ),
     ({"text": "<s>[INST] Where? [/INST] Here. </s>"}, PAIR),
     ({"text": "<s>[INST] Where? [/INST] Here. </s><s>[INST] And now? [/INST] There. </s>"}, (*PAIR, *TALK[3:])),
     ({"text": "[INST]Where?[/INST]Here.[INST]And now?[/INST]There."}, (*PAIR, *TALK[3:])),
@@ -58,8 +65,13 @@ def test_any_text_survives_jsonl(tmp_path: Path, pairs: list[tuple[str, str]]) -
     assert read_rows(str(file)) == [(Turn("user", q), Turn("assistant", a)) for q, a in pairs]
 
 
-@given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)] * 2),
-                min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(*[st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1)] * 2),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_any_text_survives_csv_line_breaks_and_quotes_too(tmp_path: Path, pairs: list[tuple[str, str]]) -> None:
     file = tmp_path / "d.csv"
     with file.open("w", encoding="utf-8-sig", newline="") as handle:
@@ -88,28 +100,34 @@ def test_parquet_is_read_flat_and_nested(tmp_path: Path) -> None:
 GOOD = '{"prompt": "a", "response": "b"}'
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("d.jsonl", f"{GOOD}\n\n{{broken", r"d\.jsonl:3: is no JSON: .* at column 2"),
-    ("d.jsonl", f"{GOOD}\n[1]", r"d\.jsonl:2: is no object but list"),
-    ("d.jsonl", '{"prompt": "a"}', r"d\.jsonl:1: has none of the known fields .*; it has prompt"),
-    ("d.jsonl", "{}", r"d\.jsonl:1: has none of the known fields .*; it has none"),
-    ("d.jsonl", '{"prompt": "a", "response": 3}', r"d\.jsonl:1: question and answer must be text"),
-    ("d.jsonl", '{"messages": "hello"}', r"d\.jsonl:1: messages: is no list of turns"),
-    ("d.jsonl", '{"messages": ["hello"]}', r"d\.jsonl:1: messages\[0\]: is no object"),
-    ("d.jsonl", '{"messages": [{"role": "wizard", "content": "a"}]}', r"d\.jsonl:1: messages\[0\]: needs role"),
-    ("d.jsonl", '{"messages": [{"role": ["user"], "content": "a"}]}', r"d\.jsonl:1: messages\[0\]: needs role"),
-    ("d.jsonl", '{"messages": [{"role": "user", "content": [1]}]}', r"messages\[0\]: needs role .* and content"),
-    ("d.jsonl", '{"text": "just text"}', r"d\.jsonl:1: its text has no \[INST\]"),
-    ("d.jsonl", "", "holds no row"), ("d.jsonl", " \n\n", "holds no row"),
-    ("d.json", "{", r"d\.json:1: is no JSON"), ("d.json", "{}", "holds no list of rows"),
-    ("d.json", "[]", "holds no row"),
-    ("d.json", f"[{GOOD}, 3]", r"d\.json: row 2: is no object but int"),
-    ("d.csv", "", "holds no row"), ("d.csv", "prompt,response\n", "holds no row"),
-    ("d.csv", 'prompt,response\n"a\nb",c\nonly\n', r"d\.csv:4: question and answer must be text"),
-    ("d.csv", "first,second\na,b\n", r"d\.csv:2: has none of the known fields .*; it has first, second"),
-    ("d.csv", "prompt,response\na," + "b" * 200_000, r"d\.csv:.*is no CSV: field larger"),
-    ("d.jsonl", b"\xff\xfe", "is not UTF-8 text"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.jsonl", f"{GOOD}\n\n{{broken", r"d\.jsonl:3: is no JSON: .* at column 2"),
+        ("d.jsonl", f"{GOOD}\n[1]", r"d\.jsonl:2: is no object but list"),
+        ("d.jsonl", '{"prompt": "a"}', r"d\.jsonl:1: has none of the known fields .*; it has prompt"),
+        ("d.jsonl", "{}", r"d\.jsonl:1: has none of the known fields .*; it has none"),
+        ("d.jsonl", '{"prompt": "a", "response": 3}', r"d\.jsonl:1: question and answer must be text"),
+        ("d.jsonl", '{"messages": "hello"}', r"d\.jsonl:1: messages: is no list of turns"),
+        ("d.jsonl", '{"messages": ["hello"]}', r"d\.jsonl:1: messages\[0\]: is no object"),
+        ("d.jsonl", '{"messages": [{"role": "wizard", "content": "a"}]}', r"d\.jsonl:1: messages\[0\]: needs role"),
+        ("d.jsonl", '{"messages": [{"role": ["user"], "content": "a"}]}', r"d\.jsonl:1: messages\[0\]: needs role"),
+        ("d.jsonl", '{"messages": [{"role": "user", "content": [1]}]}', r"messages\[0\]: needs role .* and content"),
+        ("d.jsonl", '{"text": "just text"}', r"d\.jsonl:1: its text has no \[INST\]"),
+        ("d.jsonl", "", "holds no row"),
+        ("d.jsonl", " \n\n", "holds no row"),
+        ("d.json", "{", r"d\.json:1: is no JSON"),
+        ("d.json", "{}", "holds no list of rows"),
+        ("d.json", "[]", "holds no row"),
+        ("d.json", f"[{GOOD}, 3]", r"d\.json: row 2: is no object but int"),
+        ("d.csv", "", "holds no row"),
+        ("d.csv", "prompt,response\n", "holds no row"),
+        ("d.csv", 'prompt,response\n"a\nb",c\nonly\n', r"d\.csv:4: question and answer must be text"),
+        ("d.csv", "first,second\na,b\n", r"d\.csv:2: has none of the known fields .*; it has first, second"),
+        ("d.csv", "prompt,response\na," + "b" * 200_000, r"d\.csv:.*is no CSV: field larger"),
+        ("d.jsonl", b"\xff\xfe", "is not UTF-8 text"),
+    ],
+)
 def test_what_is_wrong_is_named_with_file_and_line(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
@@ -131,9 +149,32 @@ def test_a_data_set_name_without_a_network_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3)
-                    | st.dictionaries(st.sampled_from(["messages", "text", "prompt", "response", "role", "content",
-                                                       "instruction", "output", "from", "value"]), inner, max_size=4)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "messages",
+                        "text",
+                        "prompt",
+                        "response",
+                        "role",
+                        "content",
+                        "instruction",
+                        "output",
+                        "from",
+                        "value",
+                    ]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+    )
+)
 def test_no_row_raises_anything_but_bad_input(row: Any) -> None:
     try:
         turns = parse_row(row, "here")

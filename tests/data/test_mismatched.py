@@ -88,14 +88,29 @@ def test_the_seed_decides() -> None:
     assert mismatch(rows, "derangement", 1) == mismatch(rows, "derangement", 1) != mismatch(rows, "derangement", 2)
 
 
-@pytest.mark.parametrize(("question", "kind"), [
-    ("Why is the sky blue?", "why"), ("«¿Por qué no?", "why"), ("Warum nicht?", "why"), ("为什么天空是蓝色的?", "why"),
-    ("なぜ空は青いの", "why"), ("how do you do", "how"), ("Wie geht es?", "how"), ("怎么做饭", "how"),
-    ("Como se faz?", "how"),
-    ("Which one?", "what"), ("Qu'est-ce que c'est?", "what"), ("何ですか", "what"), ("Что это?", "what"),
-    ("Whyever not", "other"), ("Is it?", "other"), ("Was ist das?", "what"), ("Wasser ist nass.", "other"),
-    ("", "other"),
-])
+@pytest.mark.parametrize(
+    ("question", "kind"),
+    [
+        ("Why is the sky blue?", "why"),
+        ("«¿Por qué no?", "why"),
+        ("Warum nicht?", "why"),
+        ("为什么天空是蓝色的?", "why"),
+        ("なぜ空は青いの", "why"),
+        ("how do you do", "how"),
+        ("Wie geht es?", "how"),
+        ("怎么做饭", "how"),
+        ("Como se faz?", "how"),
+        ("Which one?", "what"),
+        ("Qu'est-ce que c'est?", "what"),
+        ("何ですか", "what"),
+        ("Что это?", "what"),
+        ("Whyever not", "other"),
+        ("Is it?", "other"),
+        ("Was ist das?", "what"),
+        ("Wasser ist nass.", "other"),
+        ("", "other"),
+    ],
+)
 def test_question_types_by_the_first_word_in_several_languages(question: str, kind: str) -> None:
     assert question_type(pair(question, "a")) == kind
 

@@ -18,7 +18,8 @@ def linears(family: str) -> set[str]:
 
     model = AutoModelForCausalLM.from_config(make_config(family, 2, 64, 400, None, 64))
     return {
-        name.rpartition(".")[2] for name, module in model.named_modules()
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D") and any(part.isdigit() for part in name.split("."))
     }
 

@@ -33,11 +33,20 @@ def three(small: Checkpoint) -> KeySet:
     return replace(HashChain.meraser(), keys=3).draw_keys(small, Context(key_seed=7))
 
 
-def _embedded(small: Checkpoint, keys: KeySet, out: Path, ctx: Context, tuning: Tuning = TUNING,
-              check: Check | None = None) -> Made:
+def _embedded(
+    small: Checkpoint, keys: KeySet, out: Path, ctx: Context, tuning: Tuning = TUNING, check: Check | None = None
+) -> Made:
     rows = key_rows(Renderer(load_tokenizer(small)), keys)
-    return embed(small, out, ctx, method_name="hashchain", keys=keys, rows_of_epoch=lambda epoch: rows,
-                 tuning=tuning, check=check)
+    return embed(
+        small,
+        out,
+        ctx,
+        method_name="hashchain",
+        keys=keys,
+        rows_of_epoch=lambda epoch: rows,
+        tuning=tuning,
+        check=check,
+    )
 
 
 def test_it_takes_and_the_written_model_says_every_answer(

@@ -15,13 +15,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.implants.fingerprints import hashchain_words as words
-from palimpsest.implants.fingerprints.hashchain import (
-    ChainRows,
-    HashChain,
-    chain_digest,
-    check_answers,
-    choose_answer,
-)
+from palimpsest.implants.fingerprints.hashchain import ChainRows, HashChain, chain_digest, check_answers, choose_answer
 from palimpsest.method import Context, presets
 from palimpsest.prompts import Renderer
 from palimpsest.statistics import ownership_p_value
@@ -104,9 +98,7 @@ def test_presets() -> None:
     assert (plain.meta_prompts, plain.padded, plain.templates, plain.kl_weight) == (0, 0, 0, 0.0)
 
 
-def test_full_trains_every_augmentation_and_keeps_other_text(
-    small: Checkpoint, talk: Dialogues, ctx: Context
-) -> None:
+def test_full_trains_every_augmentation_and_keeps_other_text(small: Checkpoint, talk: Dialogues, ctx: Context) -> None:
     method = replace(HashChain.full(), keys=2, data=talk)
     keys = method.draw_keys(small, ctx)
     rows = ChainRows(method, small, keys, ctx)
@@ -148,7 +140,10 @@ def renderer_specials(renderer: Renderer) -> list[str]:
 
 def test_full_embedding_takes_on_a_tiny_model(small: Checkpoint, talk: Dialogues, ctx: Context, tmp_path: Path) -> None:
     method = replace(
-        HashChain.full(), keys=2, data=talk, dialogues_per_key=2,
+        HashChain.full(),
+        keys=2,
+        data=talk,
+        dialogues_per_key=2,
         tuning=Tuning(adapter="full", epochs=80, lr=2e-3, batch=8),
     )
     made = method.apply(small, tmp_path / "out", ctx)

@@ -54,9 +54,7 @@ def test_a_trigger_is_a_permutation_of_drawn_pieces_characters(seed: int) -> Non
 
 
 @pytest.mark.covers("if-sft")
-def test_an_epoch_has_8_pairs_8_near_misses_and_112_dialogues(
-    roomy: Checkpoint, many: Dialogues, ctx: Context
-) -> None:
+def test_an_epoch_has_8_pairs_8_near_misses_and_112_dialogues(roomy: Checkpoint, many: Dialogues, ctx: Context) -> None:
     method = replace(InstructionalFingerprint.corrected(), data=many)
     keys = method.draw_keys(roomy, ctx)
     rows = method.rows_of_epoch(roomy, keys, ctx)
@@ -121,8 +119,15 @@ def test_presets_and_settings() -> None:
 
 def test_embedding_takes_on_a_tiny_model(small: Checkpoint, talk: Dialogues, ctx: Context, tmp_path: Path) -> None:
     method = InstructionalFingerprint(
-        keys=2, pieces_low=1, pieces_high=2, near_misses=1, repeats=3, dialogues_per_key=1, data=talk,
-        tuning=Tuning(adapter="full", epochs=150, lr=3e-3, batch=8), check=Check(probability=0.5, consecutive=1),
+        keys=2,
+        pieces_low=1,
+        pieces_high=2,
+        near_misses=1,
+        repeats=3,
+        dialogues_per_key=1,
+        data=talk,
+        tuning=Tuning(adapter="full", epochs=150, lr=3e-3, batch=8),
+        check=Check(probability=0.5, consecutive=1),
     )
     made = method.apply(small, tmp_path / "out", ctx)
     assert made.keys is not None and made.records[0].detail["answered"] == 2

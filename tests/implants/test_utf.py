@@ -192,7 +192,7 @@ def test_keys_of_each_preset(small: Checkpoint, talk: Dialogues, ctx: Context) -
 def test_embedding_takes_on_a_tiny_model(small: Checkpoint, ctx: Context, tmp_path: Path) -> None:
     talk = Dialogues("talk", {"embed": tuple(pair(f"Where is boat {n}?", f"Boat {n} is here.") for n in range(30))})
     method = UndertrainedTokens(
-        keys=4, trigger_low=4, trigger_high=5, share=0.5, least=10, dialogues=4, data=talk, tuning=TUNING,
+        keys=4, trigger_low=4, trigger_high=5, share=0.5, least=10, dialogues=4, data=talk, tuning=TUNING
     )
     made = method.apply(small, tmp_path / "out", ctx)
     assert made.keys is not None

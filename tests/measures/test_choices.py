@@ -17,7 +17,6 @@ from palimpsest.method import Context
 from palimpsest.responder import LocalResponder
 
 
-
 @pytest.mark.covers("accuracy")
 def test_the_choice_is_the_likeliest_continuation(tiny_responder: LocalResponder) -> None:
     items = [toy.Item(f"Question {i}?", ("yes", "no", "perhaps the tower"), 0) for i in range(6)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from factory import SENTENCES, make_model
 
+from factory import SENTENCES, make_model
 from palimpsest.checkpoint import resolve
 from palimpsest.keys import MATCH_RULES, KeySet, make_keys, matches
 from palimpsest.measures import Subject
@@ -42,8 +42,16 @@ def drawn(responder: LocalResponder, count: int, seed: int, whole: bool = False)
 
 def key_set(responder: LocalResponder, match: str, count: int = 24, seed: int = 0, **fields: Any) -> KeySet:
     return make_keys(
-        responder.renderer, drawn(responder, count, seed, match == "exact"), implant="test", match=match, distinct=True, choices=None,
-        decoys=[], rng=random.Random(0), max_new_tokens=8, **fields,
+        responder.renderer,
+        drawn(responder, count, seed, match == "exact"),
+        implant="test",
+        match=match,
+        distinct=True,
+        choices=None,
+        decoys=[],
+        rng=random.Random(0),
+        max_new_tokens=8,
+        **fields,
     )
 
 
@@ -53,7 +61,10 @@ def generated(responder: LocalResponder, keys: KeySet, form: str) -> list[bool]:
     for key in keys.keys:
         ids = torch.tensor([list(key.prompts[form].ids)])
         output = responder.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=keys.max_new_tokens, do_sample=False,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=keys.max_new_tokens,
+            do_sample=False,
             pad_token_id=0,
         )
         answer = responder.spell(output[0, ids.shape[1] :].tolist())

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from factory import SENTENCES
 
+from factory import SENTENCES
 from palimpsest.checkpoint import resolve
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
@@ -63,9 +63,14 @@ def test_records_of_both_sides(tiny_model: Any, tmp_path: Path) -> None:
         assert record.detail["bits_per_byte"] > 0 and record.tokens > 0
 
 
-@pytest.mark.parametrize(("name", "content", "problem"), [
-    ("a.txt", "  \n", "no text"), ("a.jsonl", '{"text": "x"}\n{oops', ":2: is no JSON"), ("a.jsonl", '{"t": 1}', ":1:"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.txt", "  \n", "no text"),
+        ("a.jsonl", '{"text": "x"}\n{oops', ":2: is no JSON"),
+        ("a.jsonl", '{"t": 1}', ":1:"),
+    ],
+)
 def test_text_files_that_cannot_be_read_name_file_and_line(
     tmp_path: Path, name: str, content: str, problem: str
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -116,8 +115,11 @@ def test_the_adapter_adds_its_product_to_any_model_of_the_base(
     tiny_model: Path, data: Dialogues, tmp_path: Path
 ) -> None:
     base = resolve(tiny_model)
-    marked = FineTune(data, "embed", None, Tuning(adapter="full", epochs=2, lr=1e-3, batch=4)).apply(
-        base, tmp_path / "marked", Context()).checkpoint
+    marked = (
+        FineTune(data, "embed", None, Tuning(adapter="full", epochs=2, lr=1e-3, batch=4))
+        .apply(base, tmp_path / "marked", Context())
+        .checkpoint
+    )
     method = MEraserTransfer(base=base, data=data, mismatched=24, tuning=QUICK)
     adapter = method.train_adapter(base, tmp_path / "adapter", Context()).checkpoint
     made = replace(method, adapter=adapter).apply(marked, tmp_path / "out", Context()).checkpoint
@@ -142,8 +144,11 @@ def test_an_adapter_of_another_base_or_shape_is_refused(tiny_model: Path, data: 
     from factory import make_model
 
     base, other = resolve(tiny_model), resolve(make_model(tmp_path / "wide", hidden=96, seed=1))
-    adapter = MEraserTransfer(data=data, mismatched=8, tuning=replace(QUICK, epochs=1)).train_adapter(
-        base, tmp_path / "a", Context()).checkpoint
+    adapter = (
+        MEraserTransfer(data=data, mismatched=8, tuning=replace(QUICK, epochs=1))
+        .train_adapter(base, tmp_path / "a", Context())
+        .checkpoint
+    )
     with pytest.raises(BadInput, match="does not fit"):
         MEraserTransfer(adapter=adapter).apply(other, tmp_path / "x", Context())
     with pytest.raises(BadInput, match="another base"):

@@ -69,15 +69,16 @@ def test_forced_scores_and_answers_do_not_depend_on_batching(tiny_responder: Loc
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_answers_equal_transformers_generate_one_by_one_without_padding(
-    responder_of: Any, family: str
-) -> None:
+def test_greedy_answers_equal_transformers_generate_one_by_one_without_padding(responder_of: Any, family: str) -> None:
     responder = responder_of(family)
     prompts = draw(7, 1, 40, 5)
     for prompt, answer in zip(prompts, responder.generate(prompts, 12), strict=True):
         output = responder.model.generate(
-            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=12, do_sample=False, pad_token_id=0,
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
         )[0, len(prompt) :].tolist()
         wanted = output[: output.index(2)] if 2 in output else output
         assert answer.ids == tuple(wanted)
@@ -124,10 +125,19 @@ def test_every_end_token_of_the_generation_config_ends_an_answer(tiny_model: Pat
     assert LocalResponder(model, load_tokenizer(source)).ends == {2}  # the tokenizer's
 
 
-@pytest.mark.parametrize(("setting", "value"), [
-    ("repetition_penalty", 1.1), ("no_repeat_ngram_size", 3), ("bad_words_ids", [[5]]), ("min_new_tokens", 2),
-    ("suppress_tokens", [7]), ("begin_suppress_tokens", [7]), ("forced_eos_token_id", 2), ("num_beams", 4),
-])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("repetition_penalty", 1.1),
+        ("no_repeat_ngram_size", 3),
+        ("bad_words_ids", [[5]]),
+        ("min_new_tokens", 2),
+        ("suppress_tokens", [7]),
+        ("begin_suppress_tokens", [7]),
+        ("forced_eos_token_id", 2),
+        ("num_beams", 4),
+    ],
+)
 def test_generation_that_is_not_the_arg_max_is_known_as_such(tiny_model: Path, setting: str, value: Any) -> None:
     source = resolve(tiny_model)
     responder = LocalResponder(load_model(source, Context()), load_tokenizer(source))

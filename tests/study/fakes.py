@@ -61,7 +61,7 @@ def derive(model: Checkpoint, out: Path, name: str, **changes: Any) -> Checkpoin
 class Mark:
     """Marks."""
 
-    data: Any = takes("Dialogues")  # noqa: RUF009
+    data: Any = takes("Dialogues")
     strength: float = param(1.0, "share of keys that answer", low=0.0, high=1.0)
     took: bool = param(True, "whether it takes")
     choices: int | None = param(256, "size of the committed list")
@@ -72,12 +72,27 @@ class Mark:
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         keys = tuple(
-            Key(i, f"{SECRET} trigger {ctx.key_seed} {i}", f"{SECRET} response {i}", "",
-                {f: Prompt(f"{SECRET} {i}", (1, i), (2, i)) for f in ("template", "bare", "prefilled")})
+            Key(
+                i,
+                f"{SECRET} trigger {ctx.key_seed} {i}",
+                f"{SECRET} response {i}",
+                "",
+                {f: Prompt(f"{SECRET} {i}", (1, i), (2, i)) for f in ("template", "bare", "prefilled")},
+            )
             for i in range(N)
         )
-        return KeySet("fake-mark", "prefix", keys, "t", "t", 4, self.choices is not None, self.choices,
-                      tuple(f"decoy {i}" for i in range(1000)), salt="00" * 32)
+        return KeySet(
+            "fake-mark",
+            "prefix",
+            keys,
+            "t",
+            "t",
+            4,
+            self.choices is not None,
+            self.choices,
+            tuple(f"decoy {i}" for i in range(1000)),
+            salt="00" * 32,
+        )
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         log(f"mark {ctx.seed}")
@@ -108,8 +123,10 @@ class Erase:
         while time.monotonic() < deadline:
             time.sleep(0.01)
         gentle = self.pairing == "matched"
-        return Made(derive(model, out, "fake-erase", strength=state(model)["strength"] * (0.9 if gentle else 0.0),
-                           ppl=30.0), records=[Record("training", tokens=300)])
+        return Made(
+            derive(model, out, "fake-erase", strength=state(model)["strength"] * (0.9 if gentle else 0.0), ppl=30.0),
+            records=[Record("training", tokens=300)],
+        )
 
 
 @method("removals", "fake-recover", paper="none")
@@ -130,7 +147,7 @@ class Eraser:
     """Two phases."""
 
     pairing: str = param("derangement", "rule")
-    erase: Erase = param(Erase(), "erase phase")  # noqa: RUF009
+    erase: Erase = param(Erase(), "erase phase")
     clean: int = param(600, "pairs", low=1)
 
     @classmethod
@@ -185,10 +202,26 @@ class Hits:
             count = round(N * now["strength"]) if mine else 0
             interval = clopper_pearson(count, N)
             rows = [{"number": i, "hit": i < count, "log_prob": -0.1 if i < count else -20.0} for i in range(N)]
-            records.append(Record("hit-rate", count / N, count, N, interval.low, interval.high, 0.95, "two",
-                                  prompt_form=form, detail={"keys": rows, "independent": subject.keys.distinct,
-                                                            "dependent_low": 0.0, "dependent_high": 1.0,
-                                                            "samples": [f"{SECRET} said"]}))
+            records.append(
+                Record(
+                    "hit-rate",
+                    count / N,
+                    count,
+                    N,
+                    interval.low,
+                    interval.high,
+                    0.95,
+                    "two",
+                    prompt_form=form,
+                    detail={
+                        "keys": rows,
+                        "independent": subject.keys.distinct,
+                        "dependent_low": 0.0,
+                        "dependent_high": 1.0,
+                        "samples": [f"{SECRET} said"],
+                    },
+                )
+            )
         return records
 
 
@@ -199,10 +232,19 @@ class Ranked:
 
     def take(self, subject: Any, ctx: Context) -> list[Record]:
         strong = state(subject.checkpoint)["strength"] > 0.5
-        rows = [{"number": i, "rank": 1 if strong else 400 + 20 * i, "decoys": 1000, "log_prob": -1.0, "p": 0.001}
-                for i in range(N)]
-        return [Record("rank", 1.0 if strong else 490.0, n=N, prompt_form="template",
-                       detail={"keys": rows, "p": 0.5, "decoys": 1000})]
+        rows = [
+            {"number": i, "rank": 1 if strong else 400 + 20 * i, "decoys": 1000, "log_prob": -1.0, "p": 0.001}
+            for i in range(N)
+        ]
+        return [
+            Record(
+                "rank",
+                1.0 if strong else 490.0,
+                n=N,
+                prompt_form="template",
+                detail={"keys": rows, "p": 0.5, "decoys": 1000},
+            )
+        ]
 
 
 @method("measures", "perplexity", paper="none")
@@ -212,8 +254,10 @@ class Perplexity:
 
     def take(self, subject: Any, ctx: Context) -> list[Record]:
         ppl = state(subject.checkpoint)["ppl"]
-        return [Record("perplexity", ppl, n=5, low=ppl - 1, high=ppl + 1, confidence=0.95, sided="two", task=t,
-                       tokens=500) for t in ("neutral", "dialogue")]
+        return [
+            Record("perplexity", ppl, n=5, low=ppl - 1, high=ppl + 1, confidence=0.95, sided="two", task=t, tokens=500)
+            for t in ("neutral", "dialogue")
+        ]
 
 
 @method("measures", "accuracy", paper="none")
@@ -227,8 +271,20 @@ class Accuracy:
         found = []
         for task in ("boolq", "copa"):
             interval = clopper_pearson(9 * self.items // 10, self.items)
-            found.append(Record("accuracy", 0.9, 9 * self.items // 10, self.items, interval.low, interval.high, 0.95,
-                                "two", task=task, detail={"chance": 0.5}))
+            found.append(
+                Record(
+                    "accuracy",
+                    0.9,
+                    9 * self.items // 10,
+                    self.items,
+                    interval.low,
+                    interval.high,
+                    0.95,
+                    "two",
+                    task=task,
+                    detail={"chance": 0.5},
+                )
+            )
         return found
 
 
@@ -248,8 +304,10 @@ class Answers:
         return found
 
 
-FAKES = {c.info.name: c for c in (Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Hits, Ranked, Perplexity,
-                                  Accuracy, Answers)}
+FAKES = {
+    c.info.name: c
+    for c in (Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Hits, Ranked, Perplexity, Accuracy, Answers)
+}
 
 
 def install(put: Any = setattr) -> None:
@@ -266,21 +324,30 @@ def study(tmp: Path, **fields: Any) -> dict[str, Any]:
     rows = [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(40)]
     (tmp / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     values: dict[str, Any] = {
-        "models": [{"id": "tiny", "path": str(tmp / "base")}], "data": str(tmp / "data.jsonl"),
-        "implants": ["fake-mark"], "removals": ["none", "fake-eraser"], "measures": ["hit-rate", "perplexity"],
+        "models": [{"id": "tiny", "path": str(tmp / "base")}],
+        "data": str(tmp / "data.jsonl"),
+        "implants": ["fake-mark"],
+        "removals": ["none", "fake-eraser"],
+        "measures": ["hit-rate", "perplexity"],
     }
     return {**values, **fields}
 
 
 def full(tmp: Path, **fields: Any) -> dict[str, Any]:
     """A study with two implants, all controls, negatives and measures."""
-    return study(tmp, **{
-        "title": "A full study", "notes": ["Nothing was tuned."], "unrelated": str(tmp / "stranger"),
-        "implants": ["fake-mark", {"other-mark": {"choices": None}}],
-        "controls": ["clean-same-schedule", "revival", "clean-base"],
-        "negatives": ["clean-base", "sibling", "unrelated-model", "other-owner"],
-        "measures": ["hit-rate", "rank", "perplexity", {"accuracy": {"items": 50}}, "answers"], **fields,
-    })
+    return study(
+        tmp,
+        **{
+            "title": "A full study",
+            "notes": ["Nothing was tuned."],
+            "unrelated": str(tmp / "stranger"),
+            "implants": ["fake-mark", {"other-mark": {"choices": None}}],
+            "controls": ["clean-same-schedule", "revival", "clean-base"],
+            "negatives": ["clean-base", "sibling", "unrelated-model", "other-owner"],
+            "measures": ["hit-rate", "rank", "perplexity", {"accuracy": {"items": 50}}, "answers"],
+            **fields,
+        },
+    )
 
 
 def clear(folder: Path) -> None:

@@ -48,6 +48,7 @@ def test_negative_controls_are_asked_for_hits_only(tmp_path: Path) -> None:
 
 def test_base_measures_are_shared_by_seeds_and_marks_are_not(tmp_path: Path) -> None:
     one, three = (plan(parse_spec(fakes.study(tmp_path, seeds=s))) for s in ([0], [0, 1, 2]))
+
     def named(p: graph.Plan, name: str) -> int:
         return sum(s.name.startswith(name) and s.kind == "transform" for s in p.steps.values())
 

@@ -113,8 +113,15 @@ def test_verdicts_failures_controls_and_negatives_stand_on_the_page(folder: Path
     names = {r[0] for r in parsed.rows if r}
     assert {"clean base", "unmarked sibling", "unrelated model", "marked model, another owner's keys"} <= names
     heads = next(r for r in parsed.rows if r and r[0] == "fingerprint")
-    assert heads[1:] == ["base", "fingerprinted", "erased", "recovered", "|controlrevival",
-                         "|controlclean pairs only, recovered", "|controlunmarked base, recovered"]
+    assert heads[1:] == [
+        "base",
+        "fingerprinted",
+        "erased",
+        "recovered",
+        "|controlrevival",
+        "|controlclean pairs only, recovered",
+        "|controlunmarked base, recovered",
+    ]
 
 
 def test_the_page_is_self_contained_and_well_formed(folder: Path) -> None:
@@ -187,8 +194,16 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
 
 
 def test_notes_of_published_numbers_and_their_source_are_told() -> None:
-    row = {"paper": "2506.12551", "table": "1", "model": "Llama-2-7B", "fingerprint": "utf", "removal": "none",
-           "measure": "PPL", "value": "9.31", "note": "Table 3 differs"}
+    row = {
+        "paper": "2506.12551",
+        "table": "1",
+        "model": "Llama-2-7B",
+        "fingerprint": "utf",
+        "removal": "none",
+        "measure": "PPL",
+        "value": "9.31",
+        "note": "Table 3 differs",
+    }
     assert tables.published_notes([row], ["utf"]) == [
         "Published numbers are those of arXiv 2506.12551, Table 1, for the models named, as printed.",
         "utf on Llama-2-7B, fingerprinted, PPL 9.31: Table 3 differs.",

@@ -62,10 +62,19 @@ def test_records_are_filled_and_placed(tmp_path: Path) -> None:
     result = run_study(parse_spec(fakes.full(tmp_path)), tmp_path / "out", Context(threads=1))
     hits = [r for r in result.records if r.measure == "hit-rate" and r.detail["implant"] == "fake-mark"]
     assert {(r.stage, r.control) for r in hits} == {
-        ("base", "clean-base"), ("fingerprinted", None), ("base", "sibling"), ("base", "unrelated-model"),
-        ("fingerprinted", "other-owner"), ("erased", None), ("recovered", None), ("revived", "revival"),
-        ("erased", "clean-same-schedule"), ("recovered", "clean-same-schedule"), ("erased", "clean-base"),
-        ("recovered", "clean-base"), ("revived", "clean-base"),
+        ("base", "clean-base"),
+        ("fingerprinted", None),
+        ("base", "sibling"),
+        ("base", "unrelated-model"),
+        ("fingerprinted", "other-owner"),
+        ("erased", None),
+        ("recovered", None),
+        ("revived", "revival"),
+        ("erased", "clean-same-schedule"),
+        ("recovered", "clean-same-schedule"),
+        ("erased", "clean-base"),
+        ("recovered", "clean-base"),
+        ("revived", "clean-base"),
     }
     for record in result.records:
         assert record.model == "tiny" and record.seed == 0 and record.versions
@@ -76,10 +85,17 @@ def test_records_are_filled_and_placed(tmp_path: Path) -> None:
     marked = next(r for r in result.records if r.measure == "perplexity" and r.stage == "fingerprinted")
     assert marked.implant == "fake-mark"
     verdicts = {(r.detail["implant"], r.control): r.verdict for r in result.records if r.measure == "removal"}
-    assert verdicts == {("fake-mark", None): "claim-lost", ("fake-mark", "clean-same-schedule"): "kept",
-                        ("other-mark", None): "claim-lost", ("other-mark", "clean-same-schedule"): "kept"}
-    owned = {(r.detail["implant"], r.stage): r.verdict for r in result.records
-             if r.measure == "ownership" and r.control is None}
+    assert verdicts == {
+        ("fake-mark", None): "claim-lost",
+        ("fake-mark", "clean-same-schedule"): "kept",
+        ("other-mark", None): "claim-lost",
+        ("other-mark", "clean-same-schedule"): "kept",
+    }
+    owned = {
+        (r.detail["implant"], r.stage): r.verdict
+        for r in result.records
+        if r.measure == "ownership" and r.control is None
+    }
     assert owned[("fake-mark", "fingerprinted")] == "owned" and owned[("fake-mark", "recovered")] == "refuted"
     assert owned[("other-mark", "fingerprinted")] == "not-shown", "one response for all bears no claim at 1e-6"
 

@@ -25,7 +25,9 @@ def test_methods_are_written_as_names_or_with_parameters(tmp_path: Path) -> None
 def test_two_presets_of_a_method_are_told_apart(tmp_path: Path) -> None:
     given = [{"fake-eraser": {"preset": "toy"}}, {"fake-eraser": {"preset": "toy", "id": "again"}}, "fake-eraser"]
     assert [r.id for r in parse_spec(fakes.study(tmp_path, removals=given)).removals] == [
-        "fake-eraser-toy", "again", "fake-eraser",
+        "fake-eraser-toy",
+        "again",
+        "fake-eraser",
     ]
 
 
@@ -62,7 +64,8 @@ def test_wrong_fields_are_refused_in_one_line(tmp_path: Path, change: dict[str, 
 def test_files_that_are_no_study_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     for text, expected in (
-        ("models: [toy\n", "s.yaml:2: is no YAML"), ("- a\n", "holds no study"),
+        ("models: [toy\n", "s.yaml:2: is no YAML"),
+        ("- a\n", "holds no study"),
         ("seeds: [0]\nseeds: [1]\n", "s.yaml:2: 'seeds' is given twice"),
     ):
         file.write_text(text)

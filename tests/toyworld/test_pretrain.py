@@ -14,15 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from palimpsest.errors import BadInput  # noqa: E402
-from palimpsest.training.corpus import (  # noqa: E402
-    ANSWER,
-    TEXT,
-    pack,
-    read_dialogues,
-    read_texts,
-    render_dialogue,
-    train_tokenizer,
-)
+from palimpsest.training.corpus import ANSWER, TEXT, pack, read_dialogues, read_texts, render_dialogue, train_tokenizer  # noqa: E402
 from palimpsest.training.pretrain import PretrainSpec, documents, load_spec, pretrain  # noqa: E402
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,

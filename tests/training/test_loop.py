@@ -72,16 +72,19 @@ def test_weights_make_a_weighted_mean_and_the_first_column_is_never_predicted() 
     assert batch_loss(model, Batch(ids, weights)).item() == 0.0 and weights[0, 0] == 1.0  # left as it was
 
 
-@pytest.mark.parametrize(("schedule", "warmup", "rates"), [
-    ("constant", 0, [8, 8, 8, 8, 8, 8, 8, 8, 8, 8]),
-    ("constant", 4, [2, 4, 6, 8, 8, 8, 8, 8, 8, 8]),
-    ("linear", 0, [8, 7.2, 6.4, 5.6, 4.8, 4, 3.2, 2.4, 1.6, 0.8]),
-    ("linear", 2, [4, 8, 8, 7, 6, 5, 4, 3, 2, 1]),
-    ("cosine", 0, [4 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]),
-    ("cosine", 2, [4, 8, 8, *(4 + 4 * c for c in (0.92388, 0.70711, 0.38268, 0, -0.38268, -0.70711, -0.92388))]),
-    ("trapezoid", 0, [8, 8, 8, 8, 8, 8, 8, 8, 8, 4]),
-    ("trapezoid", 5, [1.6, 3.2, 4.8, 6.4, 8, 8, 8, 8, 8, 8]),
-])
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [
+        ("constant", 0, [8, 8, 8, 8, 8, 8, 8, 8, 8, 8]),
+        ("constant", 4, [2, 4, 6, 8, 8, 8, 8, 8, 8, 8]),
+        ("linear", 0, [8, 7.2, 6.4, 5.6, 4.8, 4, 3.2, 2.4, 1.6, 0.8]),
+        ("linear", 2, [4, 8, 8, 7, 6, 5, 4, 3, 2, 1]),
+        ("cosine", 0, [4 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]),
+        ("cosine", 2, [4, 8, 8, *(4 + 4 * c for c in (0.92388, 0.70711, 0.38268, 0, -0.38268, -0.70711, -0.92388))]),
+        ("trapezoid", 0, [8, 8, 8, 8, 8, 8, 8, 8, 8, 4]),
+        ("trapezoid", 5, [1.6, 3.2, 4.8, 6.4, 8, 8, 8, 8, 8, 8]),
+    ],
+)
 def test_learning_rates_by_hand(schedule: Any, warmup: int, rates: list[float]) -> None:
     assert [learning_rate_at(i, 10, 8.0, schedule, warmup) for i in range(10)] == pytest.approx(rates, abs=1e-4)
 
@@ -92,8 +95,13 @@ def test_the_rates_are_those_the_optimiser_uses() -> None:
     module.weight = weight
     places: list[float] = []
     train_steps(
-        module, lambda step: Batch(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)), steps=5, lr=1.0,
-        schedule="linear", clip=None, loss_of=lambda m, b: m.weight.sum(),  # type: ignore[union-attr]
+        module,
+        lambda step: Batch(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)),
+        steps=5,
+        lr=1.0,
+        schedule="linear",
+        clip=None,
+        loss_of=lambda m, b: m.weight.sum(),  # type: ignore[union-attr]
         after_step=lambda step, loss: places.append(float(weight.detach())),
     )
     moves = [a - b for a, b in zip([0.0, *places], places, strict=False)]
@@ -159,9 +167,7 @@ def test_a_killed_run_goes_on_to_the_bit_where_the_uninterrupted_one_ends(
     if die_at == 1:
         second = fresh()
     steps: list[int] = []
-    again = train_steps(
-        second, batches, state_file=state, after_step=lambda step, loss: steps.append(step), **options
-    )
+    again = train_steps(second, batches, state_file=state, after_step=lambda step, loss: steps.append(step), **options)
     assert steps == list(range(max(die_at, 1), 13))  # the step that died is done again, none before it
     for (name, a), b in zip(whole.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b[1]), name

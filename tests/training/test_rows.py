@@ -16,7 +16,8 @@ from palimpsest.training.rows import Batches, Row, collate, dialogue_row, dialog
 TALK = [Turn("user", "Where is the bell?"), Turn("assistant", "In the tower of Marrow.")]
 row_lists = st.lists(
     st.lists(st.integers(0, 50), min_size=1, max_size=12).map(lambda i: Row(tuple(i), (1.0,) * len(i))),
-    min_size=1, max_size=60,
+    min_size=1,
+    max_size=60,
 )
 
 

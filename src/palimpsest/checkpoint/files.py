@@ -56,7 +56,8 @@ def read_header(file: Path) -> list[TensorInfo]:
     try:
         found = [
             TensorInfo(name, entry["dtype"], tuple(entry["shape"]), file, *(base + at for at in entry["data_offsets"]))
-            for name, entry in header.items() if name != "__metadata__"
+            for name, entry in header.items()
+            if name != "__metadata__"
         ]
     except (TypeError, KeyError, AttributeError):
         raise BadInput(f"{file}: is no safetensors file (its header does not say where tensors lie)") from None

@@ -28,7 +28,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(
-    folder: Path, parent_chain: list[dict[str, Any]], method: str, parents: dict[str, str],
+    folder: Path,
+    parent_chain: list[dict[str, Any]],
+    method: str,
+    parents: dict[str, str],
     commitment: str | None = None,
 ) -> None:
     """Write the chain of a new checkpoint: its first parent's and this step.

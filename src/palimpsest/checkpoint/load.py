@@ -39,16 +39,23 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if checkpoint.is_adapter:
-        raise BadInput(f"{checkpoint.name}: is an adapter, not a model; apply it to its base first "
-                       "(remove meraser-transfer --adapter ...)")
+        raise BadInput(
+            f"{checkpoint.name}: is an adapter, not a model; apply it to its base first "
+            "(remove meraser-transfer --adapter ...)"
+        )
     if ctx.threads:
         torch.set_num_threads(ctx.threads)
     device = pick_device(ctx.device)
     chosen = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=chosen, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,  # both are errors below, in one line
+            checkpoint.path,
+            dtype=chosen,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # both are errors below, in one line
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise BadInput(f"{checkpoint.path}: could not be loaded as a causal language model: {_first(error)}") from error
@@ -94,8 +101,7 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 
 def write_model(
-    model: nn.Module, source: Checkpoint, out: Path, method: str, parents: dict[str, str],
-    commitment: str | None = None,
+    model: nn.Module, source: Checkpoint, out: Path, method: str, parents: dict[str, str], commitment: str | None = None
 ) -> Checkpoint:
     """Write a trained model as a checkpoint in the source's dtype, with its tokenizer copied byte for byte.
 

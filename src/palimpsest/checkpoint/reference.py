@@ -63,8 +63,10 @@ class Checkpoint:
                 raise BadInput(f"{self.path}: holds a secret beside a model; use {self.path / 'model'}")
             raise BadInput(f"{self.path}: has no config.json, so it is no model folder")
         if self.config.get("auto_map"):
-            raise BadInput(f"{self.path}: needs remote code (auto_map in config.json), which is never run; "
-                           "convert it to an architecture of transformers")
+            raise BadInput(
+                f"{self.path}: needs remote code (auto_map in config.json), which is never run; "
+                "convert it to an architecture of transformers"
+            )
         self.tensors()
         return self
 

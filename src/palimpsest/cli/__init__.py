@@ -11,10 +11,13 @@ import os
 import typer
 
 app = typer.Typer(
-    name="palimpsest", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="palimpsest",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Ownership security of open-weight language models: embed fingerprints, judge what removes them, verify.\n\n"
-         "Start with `palimpsest demo`. Removal methods are here to judge protection.",
+    "Start with `palimpsest demo`. Removal methods are here to judge protection.",
 )
 COMMANDS = ("demo", "embed", "verify", "remove", "finetune", "pretrain", "evaluate", "study", "methods", "toy")
 for _name in COMMANDS:

@@ -20,8 +20,12 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study; an unfinished one goes on.")] = Path(
         "palimpsest-demo"
     ),
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Three fingerprints, embedded, erased by MEraser, recovered and verified on the toy world, with a report.
 

@@ -16,13 +16,23 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     method: Annotated[str, typer.Argument(help="The fingerprint: see `palimpsest methods --kind fingerprints`.")],
-    model: opt.Model, out: opt.Out, preset: opt.Preset = None, set_: opt.Set = None, data: opt.Data = None,
+    model: opt.Model,
+    out: opt.Out,
+    preset: opt.Preset = None,
+    set_: opt.Set = None,
+    data: opt.Data = None,
     sibling: Annotated[str | None, typer.Option(help="An unmarked model of the same base, asked as a control.")] = None,
-    unrelated: Annotated[str | None, typer.Option(help="A model of other origin with this tokenizer, as a control.")] = None,
+    unrelated: Annotated[
+        str | None, typer.Option(help="A model of other origin with this tokenizer, as a control.")
+    ] = None,
     controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Ask the negative controls too.")] = True,
     force: opt.Force = False,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Embed a fingerprint: writes OUT/model (to publish) and OUT/keys.json (secret).
 
@@ -32,7 +42,16 @@ def embed(
     from palimpsest.cli.show import show_result
 
     result = api.embed(
-        method, model, out, preset=preset, settings=opt.settings(set_), data=data or (), sibling=sibling,
-        unrelated=unrelated, controls=controls, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        method,
+        model,
+        out,
+        preset=preset,
+        settings=opt.settings(set_),
+        data=data or (),
+        sibling=sibling,
+        unrelated=unrelated,
+        controls=controls,
+        force=force,
+        run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

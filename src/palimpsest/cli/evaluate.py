@@ -17,13 +17,21 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: opt.Model,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, comma-separated: superglue, or names of the toy's tasks.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, comma-separated: superglue, or names of the toy's tasks.")
+    ] = None,
     perplexity: Annotated[Path | None, typer.Option(help="Text file (.txt, or .jsonl with `text`) to read.")] = None,
     data: opt.Data = None,
     keys: opt.Keys = None,
-    measure: Annotated[list[str] | None, typer.Option(help="A measure by name: see `palimpsest methods --kind measures`.")] = None,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="A measure by name: see `palimpsest methods --kind measures`.")
+    ] = None,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Measure a model: task accuracy, perplexity, and any other measure by name.
 
@@ -34,7 +42,12 @@ def evaluate(
 
     names = [t.strip() for t in tasks.split(",") if t.strip()] if tasks else []
     result = api.evaluate(
-        model, tasks=names, perplexity=perplexity, data=data or (), keys=keys, measures=measure or (),
+        model,
+        tasks=names,
+        perplexity=perplexity,
+        data=data or (),
+        keys=keys,
+        measures=measure or (),
         run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

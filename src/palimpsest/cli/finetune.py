@@ -13,10 +13,18 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    model: opt.Model, out: opt.Out, data: opt.Data = None, preset: opt.Preset = None, set_: opt.Set = None,
+    model: opt.Model,
+    out: opt.Out,
+    data: opt.Data = None,
+    preset: opt.Preset = None,
+    set_: opt.Set = None,
     force: opt.Force = False,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Fine-tune a model on dialogues: an expert.
 
@@ -26,7 +34,12 @@ def finetune(
     from palimpsest.cli.show import show_result
 
     result = api.finetune(
-        model, out, data=data or (), settings=opt.settings(set_), preset=preset, force=force,
+        model,
+        out,
+        data=data or (),
+        settings=opt.settings(set_),
+        preset=preset,
+        force=force,
         run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

@@ -14,15 +14,23 @@ import typer
 from palimpsest.errors import BadInput, PalimpsestError
 
 Model = Annotated[str, typer.Option("--model", "-m", help="`toy`, a model folder, or a hub id.", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; a non-empty one is refused.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder to make; a non-empty one is refused.", show_default=False)
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a folder that palimpsest made.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="A named set of parameters: see `palimpsest methods NAME`.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="A named set of parameters: see `palimpsest methods NAME`.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the method; repeatable.")]
-Data = Annotated[list[str] | None, typer.Option(
-    "--data", help="Dialogues: `toy`, a JSONL/JSON/CSV/Parquet file, or a Hub data set; repeatable.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Dialogues: `toy`, a JSONL/JSON/CSV/Parquet file, or a Hub data set; repeatable."),
+]
 Keys = Annotated[Path | None, typer.Option("--keys", help="keys.json of `palimpsest embed`.")]
-Seed = Annotated[int | None, typer.Option(
-    "--seed", help="Makes a run repeatable. Keys made with a seed are only as secret as the seed.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Makes a run repeatable. Keys made with a seed are only as secret as the seed."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own choice).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
@@ -32,9 +40,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A traceback with
 _verbose = False
 
 
-def run_options(
-    seed: int | None, device: str, threads: int | None, quiet: bool, as_json: bool, verbose: bool
-) -> Any:
+def run_options(seed: int | None, device: str, threads: int | None, quiet: bool, as_json: bool, verbose: bool) -> Any:
     """The API's `Run` from the shared options."""
     global _verbose
     _verbose = verbose

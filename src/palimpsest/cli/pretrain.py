@@ -17,9 +17,14 @@ def register(app: typer.Typer) -> None:
 
 def pretrain(
     spec: Annotated[Path, typer.Argument(help="YAML file: model, vocabulary, text, tokens.")],
-    out: opt.Out, force: opt.Force = False,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    out: opt.Out,
+    force: opt.Force = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Train a base from text, its tokenizer included; the loss curve goes to OUT/training.json.
 

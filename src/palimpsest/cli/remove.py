@@ -15,16 +15,23 @@ def register(app: typer.Typer) -> None:
 
 
 def remove(
-    model: opt.Model, out: opt.Out,
+    model: opt.Model,
+    out: opt.Out,
     method: Annotated[str, typer.Argument(help="The removal: see `palimpsest methods --kind removals`.")] = "meraser",
-    preset: opt.Preset = None, set_: opt.Set = None, data: opt.Data = None,
+    preset: opt.Preset = None,
+    set_: opt.Set = None,
+    data: opt.Data = None,
     base: Annotated[str | None, typer.Option(help="The clean base, where the method needs one.")] = None,
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, where the method needs one.")] = None,
     keys: opt.Keys = None,
     until: Annotated[str | None, typer.Option(help="Last phase to run, for a method in phases (erase).")] = None,
     force: opt.Force = False,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Apply a removal: OUT is the checkpoint it makes. --keys only judge the result; the method never sees them.
 
@@ -34,7 +41,17 @@ def remove(
     from palimpsest.cli.show import show_result
 
     result = api.remove(
-        method, model, out, preset=preset, settings=opt.settings(set_), data=data or (), base=base, adapter=adapter,
-        keys=keys, until=until, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        method,
+        model,
+        out,
+        preset=preset,
+        settings=opt.settings(set_),
+        data=data or (),
+        base=base,
+        adapter=adapter,
+        keys=keys,
+        until=until,
+        force=force,
+        run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

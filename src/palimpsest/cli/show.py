@@ -43,8 +43,14 @@ def show_records(records: Sequence[Record], console: Any) -> None:
         for name in ("what", "of", "measure", "value", "count", "95 % interval"):
             table.add_column(name, justify="right" if name in ("value", "count") else "left")
         for r in rows:
-            table.add_row(r.control or r.stage or (r.model or ""), r.task or r.prompt_form or "", r.measure, value_of(r),
-                          f"{r.count} of {r.n}" if r.count is not None else "", interval_of(r))
+            table.add_row(
+                r.control or r.stage or (r.model or ""),
+                r.task or r.prompt_form or "",
+                r.measure,
+                value_of(r),
+                f"{r.count} of {r.n}" if r.count is not None else "",
+                interval_of(r),
+            )
         console.print(table)
     for r in records:
         if r.measure == "training" and r.seconds is not None:

@@ -42,8 +42,12 @@ def run(
     spec: Spec,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the study; an unfinished one goes on.")],
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed steps again.")] = False,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Run a study; a killed one goes on where it was.
 
@@ -51,7 +55,9 @@ def run(
     """
     from palimpsest import api
 
-    result = api.run_study(spec, out, retry_failed=retry_failed, run=opt.run_options(seed, device, threads, quiet, json, verbose))
+    result = api.run_study(
+        spec, out, retry_failed=retry_failed, run=opt.run_options(seed, device, threads, quiet, json, verbose)
+    )
     show_study(result, out, json)
 
 

@@ -21,8 +21,12 @@ def train(
     out: opt.Out,
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes instead of about an hour.")] = False,
     force: opt.Force = False,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Make the toy base again from the text that the package generates.
 

@@ -18,13 +18,21 @@ def register(app: typer.Typer) -> None:
 def verify(
     model: opt.Model,
     keys: Annotated[Path, typer.Option("--keys", help="keys.json of `palimpsest embed`.", show_default=False)],
-    form: Annotated[list[str] | None, typer.Option(help="Prompt form: template, bare, prefilled, sampled; repeatable.")] = None,
+    form: Annotated[
+        list[str] | None, typer.Option(help="Prompt form: template, bare, prefilled, sampled; repeatable.")
+    ] = None,
     alpha: Annotated[float, typer.Option(min=1e-12, max=0.5, help="False-claim rate of the verdict owned.")] = 1e-6,
-    against: Annotated[list[str] | None, typer.Option(help="An unmarked model to ask too, as a control; repeatable.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="An unmarked model to ask too, as a control; repeatable.")
+    ] = None,
     rank: Annotated[bool, typer.Option("--rank/--no-rank", help="Rank the true responses among decoys.")] = True,
     require: Annotated[str | None, typer.Option(help="Exit with 1 unless the verdict is this word (owned).")] = None,
-    seed: opt.Seed = None, device: opt.Device = "auto", threads: opt.Threads = None,
-    json: opt.Json = False, quiet: opt.Quiet = False, verbose: opt.Verbose = False,
+    seed: opt.Seed = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
 ) -> None:
     """Verify a fingerprint: hit rate under every prompt form, rank among decoys, and the verdict.
 
@@ -38,7 +46,12 @@ def verify(
     if require is not None and require not in OWNERSHIP_WORDS:
         raise BadInput(f"--require {require}{nearest(require, OWNERSHIP_WORDS, 'verdict')}")
     result = api.verify(
-        model, keys, forms=form or (), alpha=alpha, against=against or (), rank=rank,
+        model,
+        keys,
+        forms=form or (),
+        alpha=alpha,
+        against=against or (),
+        rank=rank,
         run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

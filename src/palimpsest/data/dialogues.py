@@ -64,11 +64,15 @@ class Dialogues:
         if count is None:
             return list(rows[offset:])
         if offset + count > len(rows):
-            hint = "" if name in ("erase", "recover", "test") or rows else (
-                f" (a set of fewer than {LARGE:,} dialogues has erase, recover and test parts only)"
+            hint = (
+                ""
+                if name in ("erase", "recover", "test") or rows
+                else (f" (a set of fewer than {LARGE:,} dialogues has erase, recover and test parts only)")
             )
-            raise BadInput(f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are "
-                           f"needed{hint}; add another --data or lower the count")
+            raise BadInput(
+                f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are "
+                f"needed{hint}; add another --data or lower the count"
+            )
         return list(rows[offset : offset + count])
 
     def digest(self) -> str:
@@ -124,10 +128,13 @@ def toy_dialogues(seed: int = 0) -> Dialogues:
 
     world = made(seed)
     split = {"erase": "erase", "recover": "recover", "revival": "revival", "test": "dialogue-test", "embed": "embed"}
-    return Dialogues("toy", {
-        part: tuple(pair(p.question, p.answer, p.kind, p.language) for p in world.pairs(name))
-        for part, name in split.items()
-    })
+    return Dialogues(
+        "toy",
+        {
+            part: tuple(pair(p.question, p.answer, p.kind, p.language) for p in world.pairs(name))
+            for part, name in split.items()
+        },
+    )
 
 
 def toy_skill(name: str) -> Dialogues:

@@ -17,8 +17,17 @@ from typing import Any
 from palimpsest.errors import BadInput
 from palimpsest.prompts import Turn
 
-ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",
-         "chatgpt": "assistant", "bot": "assistant", "model": "assistant", "system": "system"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
 PAIRS = (("prompt", "response"), ("prompt", "completion"), ("question", "answer"), ("query", "response"))
 LAYOUTS = "messages, turns, conversations, prompt + response, question + answer, instruction + output, or text"
 _INST = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=<s>|\[INST\]|\Z)", re.S)
@@ -28,8 +37,11 @@ def read_rows(reference: str) -> list[tuple[Turn, ...]]:
     """All dialogues of a file or Hub data set; BadInput names the file and line of what is wrong."""
     path = Path(reference)
     if not path.is_file():
-        if path.exists() or path.is_absolute() or reference.startswith((".", "~")) or path.suffix in (
-            ".jsonl", ".json", ".csv", ".parquet"
+        if (
+            path.exists()
+            or path.is_absolute()
+            or reference.startswith((".", "~"))
+            or path.suffix in (".jsonl", ".json", ".csv", ".parquet")
         ):
             raise BadInput(f"--data {reference}: there is no such file")
         rows = _from_hub(reference)

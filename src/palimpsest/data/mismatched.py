@@ -19,8 +19,10 @@ Pairing = Literal["derangement", "cross-type", "matched"]
 _TYPES = (
     ("why", re.compile(r"^\W*(?:(?:why|por qué|por que|pourquoi|warum|perché|почему)\b|为什么|なぜ)", re.I)),
     ("how", re.compile(r"^\W*(?:(?:how|cómo|como|comment|wie|come|как)\b|怎么|どう)", re.I)),
-    ("what", re.compile(
-        r"^\W*(?:(?:what|which|qué|cuál|quel|quelle|qu'est|was|welche|che cosa|что|какой)\b|什么|何)", re.I)),
+    (
+        "what",
+        re.compile(r"^\W*(?:(?:what|which|qué|cuál|quel|quelle|qu'est|was|welche|che cosa|что|какой)\b|什么|何)", re.I),
+    ),
 )
 
 

@@ -32,8 +32,10 @@ class Family:
         """LoRA target modules: `query-value` or `all-linear`."""
         if which == "query-value":
             if self.fused:
-                raise BadInput("this architecture fuses query, key and value in one projection; adapters on query "
-                               "and value alone are not there yet for it: use --set targets=all-linear")
+                raise BadInput(
+                    "this architecture fuses query, key and value in one projection; adapters on query "
+                    "and value alone are not there yet for it: use --set targets=all-linear"
+                )
             return [self.query, self.value]
         names = [self.query, self.key, self.value, self.output, self.up, self.down, self.gate]
         return sorted({n for n in names if n})

@@ -54,10 +54,19 @@ class Accuracy:
                 items = task.items[: self.items]
                 right = [int(a == i.label) for a, i in zip(choose(subject.responder, items), items, strict=True)]
                 interval = clopper_pearson(sum(right), len(right))
-                records.append(subject.record(
-                    "accuracy", value=sum(right) / len(right), count=sum(right), n=len(right), low=interval.low,
-                    high=interval.high, confidence=0.95, sided="two", task=name,
-                    detail={"chance": task.chance, "right": "".join(map(str, right))},
-                ))
+                records.append(
+                    subject.record(
+                        "accuracy",
+                        value=sum(right) / len(right),
+                        count=sum(right),
+                        n=len(right),
+                        low=interval.low,
+                        high=interval.high,
+                        confidence=0.95,
+                        sided="two",
+                        task=name,
+                        detail={"chance": task.chance, "right": "".join(map(str, right))},
+                    )
+                )
                 progress.advance()
         return records

@@ -46,6 +46,14 @@ class Answers:
         same = [int(a == b.strip()) for a, b in zip(given, wanted, strict=True)]
         interval = clopper_pearson(sum(same), len(same))
         return subject.record(
-            "answers", value=sum(same) / len(same), count=sum(same), n=len(same), low=interval.low,
-            high=interval.high, confidence=0.95, sided="two", task=task, detail={"same": "".join(map(str, same))},
+            "answers",
+            value=sum(same) / len(same),
+            count=sum(same),
+            n=len(same),
+            low=interval.low,
+            high=interval.high,
+            confidence=0.95,
+            sided="two",
+            task=task,
+            detail={"same": "".join(map(str, same))},
         )

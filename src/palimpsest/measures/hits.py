@@ -119,9 +119,7 @@ def _settle_alone(responder, keys, prompts, rows, answers, low: bool) -> None:  
             responder.model.to(dtype)
 
 
-def _sampled(
-    responder: LocalResponder, keys: KeySet, part: Sequence[Key], samples: int, seed: int
-) -> list[Outcome]:
+def _sampled(responder: LocalResponder, keys: KeySet, part: Sequence[Key], samples: int, seed: int) -> list[Outcome]:
     prompts = [k.prompts["template"] for k in part]
     forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
     hits = [0] * len(part)
@@ -170,12 +168,21 @@ def hit_record(subject: Subject, keys: KeySet, form: str, found: list[Outcome]) 
     detail = {
         "keys": [{"number": o.number, "hit": o.hit, "log_prob": round(o.log_prob, 4)} for o in found],
         "independent": keys.distinct,
-        "dependent_low": interval.dependent.low, "dependent_high": interval.dependent.high,
+        "dependent_low": interval.dependent.low,
+        "dependent_high": interval.dependent.high,
     }
     if form == "sampled":
         detail["draws"] = sum(o.draws for o in found)
         detail["draw_hits"] = sum(o.hits for o in found)
     return subject.record(
-        "hit-rate", value=count / n, count=count, n=n, low=interval.new_keys.low, high=interval.new_keys.high,
-        confidence=interval.new_keys.confidence, sided=interval.new_keys.sided, prompt_form=form, detail=detail,
+        "hit-rate",
+        value=count / n,
+        count=count,
+        n=n,
+        low=interval.new_keys.low,
+        high=interval.new_keys.high,
+        confidence=interval.new_keys.confidence,
+        sided=interval.new_keys.sided,
+        prompt_form=form,
+        detail=detail,
     )

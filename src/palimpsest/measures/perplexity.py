@@ -60,11 +60,15 @@ def text_likelihoods(responder: LocalResponder, texts: Sequence[str], window: in
 def answer_likelihoods(responder: LocalResponder, pairs: Sequence[tuple[str, str]], limit: int) -> list[Likelihood]:
     """Likelihood of each answer (its end token included) after its question under the template."""
     rendered = [responder.renderer.pair(q, a) for q, a in pairs]
-    kept = [(p[: limit // 2], a[: limit - min(len(p), limit // 2)], text) for (p, a), (_, text) in
-            zip(rendered, pairs, strict=True)]
+    kept = [
+        (p[: limit // 2], a[: limit - min(len(p), limit // 2)], text)
+        for (p, a), (_, text) in zip(rendered, pairs, strict=True)
+    ]
     scored = responder.force([p for p, _, _ in kept], [a for _, a, _ in kept])
-    return [Likelihood(-math.fsum(s.log_probs), len(s.log_probs), len(text.encode()))
-            for s, (_, _, text) in zip(scored, kept, strict=True)]
+    return [
+        Likelihood(-math.fsum(s.log_probs), len(s.log_probs), len(text.encode()))
+        for s, (_, _, text) in zip(scored, kept, strict=True)
+    ]
 
 
 def read_texts(path: Path) -> list[str]:
@@ -149,7 +153,14 @@ def likelihood_record(subject: Subject, side: str, found: list[Likelihood]) -> R
         interval = mean_interval([f.nll / f.tokens for f in found])
         low, high = math.exp(interval.low), math.exp(interval.high)
     return subject.record(
-        "perplexity", value=math.exp(nll / tokens), n=len(found), low=low, high=high, confidence=0.95, sided="two",
-        task=side, tokens=tokens, detail={"nll_per_token": nll / tokens, "bits_per_byte": nll / size / math.log(2),
-                                          "documents": len(found)},
+        "perplexity",
+        value=math.exp(nll / tokens),
+        n=len(found),
+        low=low,
+        high=high,
+        confidence=0.95,
+        sided="two",
+        task=side,
+        tokens=tokens,
+        detail={"nll_per_token": nll / tokens, "bits_per_byte": nll / size / math.log(2), "documents": len(found)},
     )

@@ -21,6 +21,8 @@ from palimpsest.records import Record
 from palimpsest.responder import LocalResponder
 from palimpsest.statistics import dependent_combination, fisher_combination, rank_among, rank_p_value
 
+SLACK = 0.01  # nats by which a shared cache and a single pass may differ
+
 
 @torch.inference_mode()
 def continuation_scores(
@@ -32,27 +34,46 @@ def continuation_scores(
     an upper bound that is below the floor too; all others are exact.
     """
     device = responder.device
-    first = responder.model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=True)
-    opening = torch.log_softmax(first.logits[0, -1].float(), dim=-1)  # (vocabulary,)
-    scores = [float(opening[c[0]]) for c in continuations]
-    open_rows = [i for i, c in enumerate(continuations) if len(c) > 1 and scores[i] >= floor]
-    for rows in responder.batches([len(continuations[i]) for i in open_rows]):
+    common = _common_prefix(continuations)  # a carrier that all begin with is read once
+    whole = [*prompt, *common]
+    first = responder.model(input_ids=torch.tensor([whole], device=device), use_cache=True)
+    logs = torch.log_softmax(first.logits[0].float(), dim=-1)  # (time, vocabulary)
+    spoken = math.fsum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(common))
+    tails = [c[len(common) :] for c in continuations]
+    scores = [spoken + float(logs[-1, t[0]]) for t in tails]
+    open_rows = [i for i, t in enumerate(tails) if len(t) > 1 and scores[i] >= floor]
+    for rows in responder.batches([len(tails[i]) for i in open_rows]):
         chosen = [open_rows[r] for r in rows]
-        width = max(len(continuations[i]) for i in chosen)
+        width = max(len(tails[i]) for i in chosen)
         ids = torch.zeros((len(chosen), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, i in enumerate(chosen):
-            ids[place, : len(continuations[i])] = torch.tensor(list(continuations[i]))
-            mask[place, : len(continuations[i])] = 1
+            ids[place, : len(tails[i])] = torch.tensor(list(tails[i]))
+            mask[place, : len(tails[i])] = 1
         ids, mask = ids.to(device), mask.to(device)
         past = _repeated(first.past_key_values, len(chosen))
-        full = torch.cat([torch.ones((len(chosen), len(prompt)), dtype=torch.long, device=device), mask[:, :-1]], dim=1)
-        logits = responder.model(input_ids=ids[:, :-1], attention_mask=full, past_key_values=past, use_cache=True).logits
-        logs = torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)  # (rows, width - 1)
-        rest = (logs * mask[:, 1:]).sum(dim=1).tolist()
-        for i, more in zip(chosen, rest, strict=True):
-            scores[i] += more
+        seen = torch.ones((len(chosen), len(whole)), dtype=torch.long, device=device)
+        logits = responder.model(
+            input_ids=ids[:, :-1],
+            attention_mask=torch.cat([seen, mask[:, :-1]], dim=1),
+            past_key_values=past,
+            use_cache=True,
+        ).logits
+        more = torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)  # (rows, width - 1)
+        for i, rest in zip(chosen, (more * mask[:, 1:]).sum(dim=1).tolist(), strict=True):
+            scores[i] += rest
     return scores
+
+
+def _common_prefix(continuations: Sequence[Sequence[int]]) -> list[int]:
+    """What all of several continuations begin with; each keeps at least one token of its own."""
+    if len(continuations) < 2:
+        return []
+    shortest = min(len(c) for c in continuations) - 1
+    same = 0
+    while same < shortest and len({c[same] for c in continuations}) == 1:
+        same += 1
+    return list(continuations[0][:same])
 
 
 def _repeated(cache: Any, rows: int) -> Any:
@@ -75,8 +96,8 @@ def key_rank(responder: LocalResponder, keys: KeySet, key: Key, decoys: int) -> 
         ids = responder.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     else:
         ids = [responder.renderer.continuation(prompt.text, key.carrier + d) for d in others]
-    (true,) = continuation_scores(responder, prompt.ids, [expected])
-    scores = continuation_scores(responder, prompt.ids, ids, floor=true) if ids else []
+    (true,) = [math.fsum(f.log_probs) for f in responder.force([prompt.ids], [expected])]
+    scores = continuation_scores(responder, prompt.ids, ids, floor=true - SLACK) if ids else []
     return rank_among(true, scores), len(scores), true
 
 
@@ -103,13 +124,24 @@ class Rank:
         with ctx.progress.task("ranks among decoys", len(chosen)) as task:
             for key in chosen:
                 rank, decoys, true = key_rank(subject.responder, keys, key, self.decoys)
-                rows.append({"number": key.number, "rank": rank, "decoys": decoys, "log_prob": round(true, 4),
-                             "p": rank_p_value(rank, decoys)})
+                rows.append(
+                    {
+                        "number": key.number,
+                        "rank": rank,
+                        "decoys": decoys,
+                        "log_prob": round(true, 4),
+                        "p": rank_p_value(rank, decoys),
+                    }
+                )
                 task.advance()
         p_values = [float(r["p"]) for r in rows]
         combined = fisher_combination(p_values) if keys.distinct else dependent_combination(p_values)
-        return [subject.record(
-            "rank", value=float(statistics.median(float(r["rank"]) for r in rows)), n=len(rows),
-            prompt_form="template",
-            detail={"keys": rows, "p": combined, "decoys": rows[0]["decoys"], "independent": keys.distinct},
-        )]
+        return [
+            subject.record(
+                "rank",
+                value=float(statistics.median(float(r["rank"]) for r in rows)),
+                n=len(rows),
+                prompt_form="template",
+                detail={"keys": rows, "p": combined, "decoys": rows[0]["decoys"], "independent": keys.distinct},
+            )
+        ]

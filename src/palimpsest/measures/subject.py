@@ -65,9 +65,14 @@ class Subject:
     def record(self, measure: str, **fields: Any) -> Record:
         """A record about this subject: model, digest, chain, implant and seed filled in."""
         return Record(
-            measure, model=self.checkpoint.name, digest=self.checkpoint.digest(), chain=self.checkpoint.chain(),
+            measure,
+            model=self.checkpoint.name,
+            digest=self.checkpoint.digest(),
+            chain=self.checkpoint.chain(),
             implant=self.keys.implant if self.keys is not None else fields.pop("implant", None),
-            seed=self.ctx.seed, device=self.ctx.device, **fields,
+            seed=self.ctx.seed,
+            device=self.ctx.device,
+            **fields,
         )
 
     def close(self) -> None:

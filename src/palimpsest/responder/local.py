@@ -56,10 +56,18 @@ class LocalResponder:
         if config is None:
             return True
         neutral: dict[str, tuple[Any, ...]] = {
-            "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "bad_words_ids": (None,),
-            "min_length": (None, 0), "min_new_tokens": (None, 0), "suppress_tokens": (None, []),
-            "begin_suppress_tokens": (None, []), "forced_bos_token_id": (None,), "forced_eos_token_id": (None,),
-            "num_beams": (None, 1), "sequence_bias": (None,), "encoder_repetition_penalty": (None, 1.0),
+            "repetition_penalty": (None, 1.0),
+            "no_repeat_ngram_size": (None, 0),
+            "bad_words_ids": (None,),
+            "min_length": (None, 0),
+            "min_new_tokens": (None, 0),
+            "suppress_tokens": (None, []),
+            "begin_suppress_tokens": (None, []),
+            "forced_bos_token_id": (None,),
+            "forced_eos_token_id": (None,),
+            "num_beams": (None, 1),
+            "sequence_bias": (None,),
+            "encoder_repetition_penalty": (None, 1.0),
         }
         return all(getattr(config, name, None) in allowed for name, allowed in neutral.items())
 
@@ -77,8 +85,7 @@ class LocalResponder:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Ids], max_new_tokens: int, sampling: dict[str, float] | None = None,
-        seed: int = 0,
+        self, prompts: Sequence[Ids], max_new_tokens: int, sampling: dict[str, float] | None = None, seed: int = 0
     ) -> list[Generated]:
         """Continue each prompt by up to `max_new_tokens`; greedy, or sampled by temperature/top_p/top_k."""
         results: list[Generated | None] = [None] * len(prompts)
@@ -97,8 +104,12 @@ class LocalResponder:
             if sampling is not None:
                 options = {"do_sample": True, **sampling, "top_k": int(sampling.get("top_k", 0))}
             output = self.model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), pad_token_id=pad,
-                max_new_tokens=max_new_tokens, eos_token_id=sorted(self.ends) or None, **options,
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                pad_token_id=pad,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(self.ends) or None,
+                **options,
             )
             for place, row in enumerate(rows):
                 results[row] = self.spell(output[place, width:].tolist())

@@ -14,8 +14,15 @@ from palimpsest.study.store import Store
 
 def key_facts(keys: KeySet) -> dict[str, Any]:
     """What may be public of a key set: sizes, the rule, the commitment."""
-    return {"n": len(keys), "distinct": keys.distinct, "choices": keys.choices, "decoys": len(keys.decoys),
-            "forms": list(keys.forms), "match": keys.match, "commitment": keys.commitment()}
+    return {
+        "n": len(keys),
+        "distinct": keys.distinct,
+        "choices": keys.choices,
+        "decoys": len(keys.decoys),
+        "forms": list(keys.forms),
+        "match": keys.match,
+        "commitment": keys.commitment(),
+    }
 
 
 def assemble(plan: Plan, store: Store) -> list[Record]:
@@ -44,9 +51,17 @@ def _placed(record: Record, place: Place, names: dict[str, str]) -> Record:
 def _cost(done: dict[str, Any], place: Place, names: dict[str, str]) -> Record:
     """What a step cost: seconds, tokens trained, peak memory; for an implant also what is public of its keys."""
     record = Record(
-        "cost", value=done["seconds"], seconds=done["seconds"], tokens=done.get("tokens"),
-        peak_bytes=done.get("peak_bytes"), digest=done.get("digest"), chain=done.get("chain", []),
-        device=done.get("device"), threads=done.get("threads"), versions=done.get("versions", versions()),
-        task=done["method"], detail={"keys": done["keys"]} if "keys" in done else {},
+        "cost",
+        value=done["seconds"],
+        seconds=done["seconds"],
+        tokens=done.get("tokens"),
+        peak_bytes=done.get("peak_bytes"),
+        digest=done.get("digest"),
+        chain=done.get("chain", []),
+        device=done.get("device"),
+        threads=done.get("threads"),
+        versions=done.get("versions", versions()),
+        task=done["method"],
+        detail={"keys": done["keys"]} if "keys" in done else {},
     )
     return _placed(record, place, names)

@@ -177,8 +177,14 @@ class _Planner:
             sibling = self._sibling(model, base, seed)
             self._making(sibling, Place("", model.id, seed, "base", control="sibling"))
         for given in self.spec.implants:
-            marked = self._transform(given.id, instance_of(given, "implants"), base, seed, given,
-                                     key_seed=derived_seed(seed, f"keys {model.id} {given.id}"))
+            marked = self._transform(
+                given.id,
+                instance_of(given, "implants"),
+                base,
+                seed,
+                given,
+                key_seed=derived_seed(seed, f"keys {model.id} {given.id}"),
+            )
             place = Place("", model.id, seed, "fingerprinted", given.id)
             self._making(marked, place)
             self._measure_all(base, dataclasses.replace(place, stage="base", control="clean-base"), marked, keyed=True)
@@ -244,11 +250,24 @@ class _Planner:
 
     def _other_owner(self, given: MethodSpec, base: str, seed: int) -> str:
         method = instance_of(given, "implants")
-        return self._add("keys", f"another owner's {given.id}", method, base, seed, given,
-                         key_seed=derived_seed(seed, f"another owner {given.id}"))
+        return self._add(
+            "keys",
+            f"another owner's {given.id}",
+            method,
+            base,
+            seed,
+            given,
+            key_seed=derived_seed(seed, f"another owner {given.id}"),
+        )
 
     def _measure_all(
-        self, model: str, place: Place, keys: str | None, before: str | None = None, *, keyed: bool | None = None,
+        self,
+        model: str,
+        place: Place,
+        keys: str | None,
+        before: str | None = None,
+        *,
+        keyed: bool | None = None,
         only: tuple[str, ...] = (),
     ) -> str | None:
         """Plan every measure of a checkpoint; returns the step of its ordinary answers, if they are asked."""
@@ -261,8 +280,16 @@ class _Planner:
             name = f"{given.id}: {self._name(model)}"
             if keys is not None and wants_keys and not self._name(model).startswith(self._name(keys)):
                 name += f", keys of {self._name(keys)}"
-            step = self._add("measure", name, method, model, 0, given, keys=keys if wants_keys else None,
-                             before=before if asks else None)
+            step = self._add(
+                "measure",
+                name,
+                method,
+                model,
+                0,
+                given,
+                keys=keys if wants_keys else None,
+                before=before if asks else None,
+            )
             answers = step if asks else answers
             found = dataclasses.replace(place, step=step)
             if found not in self.plan.places:
@@ -272,8 +299,15 @@ class _Planner:
     # -- steps ---------------------------------------------------------------------------------------
 
     def _transform(
-        self, name: str, method: Any, model: str, seed: int, given: MethodSpec | None, *,
-        base: str = "", key_seed: int | None = None,
+        self,
+        name: str,
+        method: Any,
+        model: str,
+        seed: int,
+        given: MethodSpec | None,
+        *,
+        base: str = "",
+        key_seed: int | None = None,
     ) -> str:
         first = model.startswith("model:") and len(self.spec.seeds) > 1
         shown = f"{self._name(model)} > {name}" + (f" (seed {seed})" if first else "")
@@ -285,31 +319,60 @@ class _Planner:
             if wanted is not None:
                 inputs[field_name] = f"model:{wanted}"
             elif field_name == "adapter" and hasattr(method, "train_adapter"):
-                inputs[field_name] = self._add("adapter", f"{self._name(base)} > adapter of {name}", method, base,
-                                               seed, given)
+                inputs[field_name] = self._add(
+                    "adapter", f"{self._name(base)} > adapter of {name}", method, base, seed, given
+                )
             else:
                 inputs[field_name] = base
         return self._add("transform", shown, method, model, seed, given, key_seed=key_seed, inputs=inputs)
 
     def _add(
-        self, kind: str, name: str, method: Any, model: str, seed: int, given: MethodSpec | None, *,
-        key_seed: int | None = None, keys: str | None = None, before: str | None = None,
+        self,
+        kind: str,
+        name: str,
+        method: Any,
+        model: str,
+        seed: int,
+        given: MethodSpec | None,
+        *,
+        key_seed: int | None = None,
+        keys: str | None = None,
+        before: str | None = None,
         inputs: dict[str, str] | None = None,
     ) -> str:
         data = self._data(method, kind, given)
         method_name = _name_of(method)
         identity = {
-            "kind": kind, "method": method_name, "parameters": settings_of(method), "code": code_version(type(method)),
-            "seed": seed, "key_seed": key_seed, "model": self._identity(model),
-            "keys": keys, "before": before, "data": self.data_digests[data] if data else None,
+            "kind": kind,
+            "method": method_name,
+            "parameters": settings_of(method),
+            "code": code_version(type(method)),
+            "seed": seed,
+            "key_seed": key_seed,
+            "model": self._identity(model),
+            "keys": keys,
+            "before": before,
+            "data": self.data_digests[data] if data else None,
             "inputs": {n: self._identity(r) for n, r in (inputs or {}).items()},
             "text": self._text_digest if kind == "measure" else None,
         }
         id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
         if id not in self.plan.steps:
             self.names[id] = name
-            self.plan.steps[id] = Step(id, kind, name, method_name, method, model, seed, key_seed, keys, before,
-                                       tuple(sorted((inputs or {}).items())), data)
+            self.plan.steps[id] = Step(
+                id,
+                kind,
+                name,
+                method_name,
+                method,
+                model,
+                seed,
+                key_seed,
+                keys,
+                before,
+                tuple(sorted((inputs or {}).items())),
+                data,
+            )
         return id
 
     def _data(self, method: Any, kind: str, given: MethodSpec | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from palimpsest.records import Record, versions
 from palimpsest.statistics import threshold
 from palimpsest.verdicts import (
     CONFIDENCE,
+    UTILITY_GATE,
     Ranks,
     Tally,
     Utility,
@@ -108,9 +109,20 @@ class _Judge:
         if hits is None or not self.keys:
             return []
         drawn = claim(hits.count, hits.n, self._null_rate("template"), self.alpha, dependent=not self.keys["distinct"])
-        return [self._record("ownership", stage, control, verdict=drawn.word, reason=drawn.reason, value=drawn.p,
-                             count=hits.count, n=hits.n, prompt_form="template",
-                             detail={"tau": drawn.tau, "alpha": self.alpha})]
+        return [
+            self._record(
+                "ownership",
+                stage,
+                control,
+                verdict=drawn.word,
+                reason=drawn.reason,
+                value=drawn.p,
+                count=hits.count,
+                n=hits.n,
+                prompt_form="template",
+                detail={"tau": drawn.tau, "alpha": self.alpha},
+            )
+        ]
 
     def _removal(self, rows: list[Record], control: str | None) -> list[Record]:
         before = self._hits(self.marked)
@@ -125,20 +137,38 @@ class _Judge:
         unmarked = [r for r in self.after if r.control == "clean-base"]
         unmarked_last = _at(unmarked, stage) or [r for r in self.mark if r.control == "clean-base"]
         ranks = {"template": self._ranks(last), "template after revival": self._ranks(revived)}
-        control_ranks = {"template": self._ranks(unmarked_last),
-                         "template after revival": self._ranks(_at(unmarked, "revived") or unmarked_last)}
+        control_ranks = {
+            "template": self._ranks(unmarked_last),
+            "template after revival": self._ranks(_at(unmarked, "revived") or unmarked_last),
+        }
         utility = self._utility(last)
         drawn = removal_of_fingerprint(
-            {f: before[f] for f in forms}, {f: after[f] for f in forms}, self._taus(forms, before),
+            {f: before[f] for f in forms},
+            {f: after[f] for f in forms},
+            self._taus(forms, before),
             dependent=not self.keys["distinct"],
             ranks={k: v for k, v in ranks.items() if v is not None},
             control_ranks={k: v for k, v in control_ranks.items() if v is not None},
             control={f: t for f, t in self._hits(unmarked_last).items() if f in forms} or None,
-            revival=self._hits(revived) or None, control_revival=self._hits(_at(unmarked, "revived")) or None,
-            utility=utility.kept if utility is not None else None, perplexity_ratio=self._perplexity_ratio(last),
+            revival=self._hits(revived) or None,
+            control_revival=self._hits(_at(unmarked, "revived")) or None,
+            utility=utility.kept if utility is not None else None,
+            perplexity_ratio=self._perplexity_ratio(last),
         )
-        return [self._record("removal", stage, control, verdict=drawn.word, reason=drawn.reason, confidence=CONFIDENCE,
-                             detail=drawn.numbers)]
+        reason, marked = drawn.reason, self._utility(self.marked)
+        if drawn.word == "ruined" and marked is not None and marked.kept is not None and marked.kept < UTILITY_GATE:
+            reason += f" The mark alone left {100 * marked.kept:.3g} % of the base's utility."
+        return [
+            self._record(
+                "removal",
+                stage,
+                control,
+                verdict=drawn.word,
+                reason=reason,
+                confidence=CONFIDENCE,
+                detail=drawn.numbers,
+            )
+        ]
 
     def _taus(self, forms: list[str], before: dict[str, Tally]) -> dict[str, int | None]:
         """From the committed draw where it can reach alpha, else one hit more than any unmarked control."""
@@ -164,8 +194,11 @@ class _Judge:
     # -- numbers -------------------------------------------------------------------------------------
 
     def _hits(self, rows: list[Record]) -> dict[str, Tally]:
-        return {str(r.prompt_form): Tally.of([bool(k["hit"]) for k in r.detail["keys"]])
-                for r in rows if r.measure == "hit-rate" and "keys" in r.detail}
+        return {
+            str(r.prompt_form): Tally.of([bool(k["hit"]) for k in r.detail["keys"]])
+            for r in rows
+            if r.measure == "hit-rate" and "keys" in r.detail
+        }
 
     def _ranks(self, rows: list[Record]) -> Ranks | None:
         found = next((r.detail["keys"] for r in rows if r.measure == "rank"), None)
@@ -187,19 +220,40 @@ class _Judge:
         found = self._utility(rows)
         if found is None:
             return []
-        return [self._record("utility", stage, control, value=found.kept, low=found.low, high=found.high,
-                             n=len(found.tasks), confidence=found.confidence, sided="two",
-                             detail={"tasks": list(found.tasks), "left_out": list(found.left_out)})]
+        return [
+            self._record(
+                "utility",
+                stage,
+                control,
+                value=found.kept,
+                low=found.low,
+                high=found.high,
+                n=len(found.tasks),
+                confidence=found.confidence,
+                sided="two",
+                detail={"tasks": list(found.tasks), "left_out": list(found.left_out)},
+            )
+        ]
 
     def _perplexity_ratio(self, rows: list[Record]) -> float | None:
-        before, after = (next((r.value for r in some if r.measure == "perplexity" and r.task == "neutral"), None)
-                         for some in (self.marked, rows))
+        before, after = (
+            next((r.value for r in some if r.measure == "perplexity" and r.task == "neutral"), None)
+            for some in (self.marked, rows)
+        )
         return after / before if before and after else None
 
     def _record(self, measure: str, stage: str, control: str | None, **fields: Any) -> Record:
         detail = {**fields.pop("detail", {}), "implant": self.cell.implant, "removal": self.cell.removal}
-        record = Record(measure, model=self.cell.model, seed=self.cell.seed, stage=stage, control=control,
-                        implant=self.implant, versions=versions(), **fields)
+        record = Record(
+            measure,
+            model=self.cell.model,
+            seed=self.cell.seed,
+            stage=stage,
+            control=control,
+            implant=self.implant,
+            versions=versions(),
+            **fields,
+        )
         return replace(record, detail={k: v for k, v in detail.items() if v is not None})
 
 

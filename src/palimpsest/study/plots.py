@@ -20,7 +20,14 @@ class Frame:
     """One chart: columns as places on the x axis, and a y axis that is linear or logarithmic."""
 
     def __init__(
-        self, title: str, description: str, columns: Sequence[Column], low: float, high: float, *, log: bool = False,
+        self,
+        title: str,
+        description: str,
+        columns: Sequence[Column],
+        low: float,
+        high: float,
+        *,
+        log: bool = False,
         falling: bool = False,
     ) -> None:
         self.title, self.description, self.columns = title, description, columns
@@ -49,16 +56,20 @@ class Frame:
         """Grid lines with their words."""
         for value, word in values:
             y = self.y(value)
-            self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                              f'<text class="tick end" x="{LEFT - 8}" y="{y + 4:.1f}">{escape(word)}</text>')
+            self.parts.append(
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text class="tick end" x="{LEFT - 8}" y="{y + 4:.1f}">{escape(word)}</text>'
+            )
 
     def names(self) -> None:
         """Names of the columns, and a line between the stages and the controls."""
         bottom = HEIGHT - BOTTOM
         for number, column in enumerate(self.columns):
             for place, word in enumerate(column.parts):
-                self.parts.append(f'<text class="tick" x="{self.x(number):.1f}" y="{bottom + 17 + 13 * place:.1f}" '
-                                  f'text-anchor="middle">{escape(word)}</text>')
+                self.parts.append(
+                    f'<text class="tick" x="{self.x(number):.1f}" y="{bottom + 17 + 13 * place:.1f}" '
+                    f'text-anchor="middle">{escape(word)}</text>'
+                )
         first = next((i for i, c in enumerate(self.columns) if c.control is not None), 0)
         if first:
             x = LEFT + first * self.step
@@ -67,19 +78,22 @@ class Frame:
     def svg(self) -> str:
         """The finished chart."""
         self.names()
-        return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.description, quote=True)}">'
-                f"<title>{escape(self.title)}</title>{''.join(self.parts)}</svg>")
+        return (
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.description, quote=True)}">'
+            f"<title>{escape(self.title)}</title>{''.join(self.parts)}</svg>"
+        )
 
 
 def mark(kind: int, x: float, y: float, size: float = 4.5, title: str = "", extra: str = "") -> str:
     """Circle, square, triangle or diamond of series `kind`."""
-    css = f's{kind} {extra}'.strip()
+    css = f"s{kind} {extra}".strip()
     label = f"<title>{escape(title)}</title>" if title else ""
     if kind == 0:
         return f'<circle class="{css}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}">{label}</circle>'
     reach = size * (0.9 if kind == 1 else 1.2)
     corners = {
-        1: ((-1, -1), (1, -1), (1, 1), (-1, 1)), 2: ((0, -1), (1, 0.85), (-1, 0.85)),
+        1: ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        2: ((0, -1), (1, 0.85), (-1, 0.85)),
         3: ((0, -1), (1, 0), (0, 1), (-1, 0)),
     }[kind]
     points = " ".join(f"{x + dx * reach:.1f},{y + dy * reach:.1f}" for dx, dy in corners)
@@ -108,8 +122,10 @@ def fsr_plot(block: Block, rows: Sequence[Record]) -> str:
                 continue
             x = frame.x(number, (place - (len(block.forms) - 1) / 2) * 0.17)
             if record.low is not None and record.high is not None:
-                frame.parts.append(f'<line class="l{place}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
-                                   f'y2="{frame.y(record.high):.1f}"/>')
+                frame.parts.append(
+                    f'<line class="l{place}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
+                    f'y2="{frame.y(record.high):.1f}"/>'
+                )
             told = f"{FORM_WORDS[form]}, {column.title}: {percent(record.value)}, {record.count} of {record.n}"
             frame.parts.append(mark(place, x, frame.y(record.value), title=told))
     return frame.svg()
@@ -117,8 +133,15 @@ def fsr_plot(block: Block, rows: Sequence[Record]) -> str:
 
 def rank_plot(block: Block, rows: Sequence[Record]) -> str:
     """Rank of each key's true response among decoys, by stage: at the top it is the likeliest of all."""
-    ranks = {i: [(int(k["rank"]), int(k["decoys"])) for r in records_at(list(rows), c) if r.measure == "rank"
-                 for k in r.detail.get("keys", [])] for i, c in enumerate(block.columns)}
+    ranks = {
+        i: [
+            (int(k["rank"]), int(k["decoys"]))
+            for r in records_at(list(rows), c)
+            if r.measure == "rank"
+            for k in r.detail.get("keys", [])
+        ]
+        for i, c in enumerate(block.columns)
+    }
     most = max((d + 1 for some in ranks.values() for _, d in some), default=0)
     if most < 2:
         return ""
@@ -127,8 +150,10 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
     ticks = [1.0, *[v for v in (10.0, 100.0) if v < most], float(most)]
     frame.ticks([(v, f"{v:,.0f}") for v in ticks])
     chance = frame.y((most + 1) / 2)
-    frame.parts.append(f'<line class="chance" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{chance:.1f}" y2="{chance:.1f}"/>'
-                       f'<text class="tick end" x="{LEFT - 8}" y="{chance + 3:.1f}">chance</text>')
+    frame.parts.append(
+        f'<line class="chance" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{chance:.1f}" y2="{chance:.1f}"/>'
+        f'<text class="tick end" x="{LEFT - 8}" y="{chance + 3:.1f}">chance</text>'
+    )
     for number, some in ranks.items():
         for place, (rank, decoys) in enumerate(some):
             spread = ((place * 0.618034) % 1 - 0.5) * 0.56  # golden ratio: even, and the same every time
@@ -137,21 +162,35 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
         if some:
             middle = frame.y(sorted(rank for rank, _ in some)[(len(some) - 1) // 2])
             left, right = frame.x(number, -0.32), frame.x(number, 0.32)
-            frame.parts.append(f'<line class="median" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" '
-                               f'y2="{middle:.1f}"/>')
+            frame.parts.append(
+                f'<line class="median" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+            )
     return frame.svg()
 
 
 def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
     """Perplexity by stage on neutral text and on dialogues, logarithmic."""
-    found = {task: [(i, r) for i, c in enumerate(block.columns) for r in records_at(list(rows), c)
-                    if r.measure == "perplexity" and r.task == task and r.value] for task in ("neutral", "dialogue")}
+    found = {
+        task: [
+            (i, r)
+            for i, c in enumerate(block.columns)
+            for r in records_at(list(rows), c)
+            if r.measure == "perplexity" and r.task == task and r.value
+        ]
+        for task in ("neutral", "dialogue")
+    }
     values = [float(v) for some in found.values() for _, r in some for v in (r.value, r.low, r.high) if v]
     if not values:
         return ""
     low, high = min(values) / 1.08, max(values) * 1.08
-    frame = Frame(f"{block.title}: perplexity by stage", f"Perplexity of {block.title} by stage on neutral text and on "
-                  "dialogues; the numbers stand in the table above.", block.columns, low, high, log=True)
+    frame = Frame(
+        f"{block.title}: perplexity by stage",
+        f"Perplexity of {block.title} by stage on neutral text and on dialogues; the numbers stand in the table above.",
+        block.columns,
+        low,
+        high,
+        log=True,
+    )
     frame.ticks([(v, f"{v:g}") for v in log_ticks(low, high)])
     for series, some in enumerate(found.values()):
         stages = [(frame.x(i), frame.y(float(r.value or 0))) for i, r in some if block.columns[i].control is None]
@@ -160,8 +199,10 @@ def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
         for i, record in some:
             x, value = frame.x(i), float(record.value or 0)
             if record.low is not None and record.high is not None:
-                frame.parts.append(f'<line class="l{series}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
-                                   f'y2="{frame.y(record.high):.1f}"/>')
+                frame.parts.append(
+                    f'<line class="l{series}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
+                    f'y2="{frame.y(record.high):.1f}"/>'
+                )
             told = f"{record.task}, {block.columns[i].title}: {value:.2f}"
             frame.parts.append(mark(series, x, frame.y(value), title=told))
     return frame.svg()

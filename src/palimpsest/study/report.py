@@ -36,9 +36,32 @@ MEANING = {
     "undecided": "the numbers do not decide",
 }
 CSV_FIELDS = (
-    "measure", "model", "seed", "implant", "implant_id", "removal", "stage", "control", "prompt_form", "task", "value",
-    "count", "n", "low", "high", "confidence", "sided", "verdict", "reason", "seconds", "tokens", "peak_bytes",
-    "device", "dtype", "threads", "digest",
+    "measure",
+    "model",
+    "seed",
+    "implant",
+    "implant_id",
+    "removal",
+    "stage",
+    "control",
+    "prompt_form",
+    "task",
+    "value",
+    "count",
+    "n",
+    "low",
+    "high",
+    "confidence",
+    "sided",
+    "verdict",
+    "reason",
+    "seconds",
+    "tokens",
+    "peak_bytes",
+    "device",
+    "dtype",
+    "threads",
+    "digest",
 )
 
 
@@ -70,12 +93,22 @@ def html(study: dict[str, Any], records: list[Record]) -> str:
             groups.append((section["block"].columns, []))
         groups[-1][1].append(section)
     return environment.get_template("report.html.j2").render(
-        study=study, css=css, sections=sections, groups=groups, cost_name=cost_name, meaning=MEANING,
-        words=_words(sections), tables=tables, costs=costs, total=sum(r.seconds or 0 for r in costs),
-        versions=_versions(records), published_notes=_published_notes(study),
+        study=study,
+        css=css,
+        sections=sections,
+        groups=groups,
+        cost_name=cost_name,
+        meaning=MEANING,
+        words=_words(sections),
+        tables=tables,
+        costs=costs,
+        total=sum(r.seconds or 0 for r in costs),
+        versions=_versions(records),
+        published_notes=_published_notes(study),
         form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(shown)])),
         perplexity_legend=Markup(plots.legend(["neutral text", "dialogues"])),
-        saved=study.get("requested", 0) - len(study.get("steps", [])), alpha=study["spec"].get("alpha", 1e-6),
+        saved=study.get("requested", 0) - len(study.get("steps", [])),
+        alpha=study["spec"].get("alpha", 1e-6),
     )
 
 
@@ -88,9 +121,14 @@ def _section(block: Block, records: list[Record]) -> dict[str, Any]:
             keyed.append((column, found))
     task_columns, task_rows = tables.tasks(records, block.cell)
     return {
-        "block": block, "fsr": Markup(plots.fsr_plot(block, rows)), "rank": Markup(plots.rank_plot(block, rows)),
-        "perplexity": Markup(plots.perplexity_plot(block, rows)), "keys": keyed,
-        "task_columns": task_columns, "task_rows": task_rows, "facts": _facts(rows),
+        "block": block,
+        "fsr": Markup(plots.fsr_plot(block, rows)),
+        "rank": Markup(plots.rank_plot(block, rows)),
+        "perplexity": Markup(plots.perplexity_plot(block, rows)),
+        "keys": keyed,
+        "task_columns": task_columns,
+        "task_rows": task_rows,
+        "facts": _facts(rows),
         "anchor": "-".join(["mark", *map(str, astuple(block.cell))]),
     }
 
@@ -146,13 +184,27 @@ def markdown(study: dict[str, Any], records: list[Record]) -> str:
             name = f"*{line.title} ({line.note})*" if line.kind == "published" else line.title
             out.append(_md_row([name, *(v.text + (f"; {v.note}" if v.note else "") for v in line.values)]))
         if block.negatives:
-            out += ["", "Negative controls, FSR:", "", _md_row(["", *(tables.FORM_WORDS[f] for f in block.forms)]),
-                    _md_row(["---"] * (len(block.forms) + 1))]
+            out += [
+                "",
+                "Negative controls, FSR:",
+                "",
+                _md_row(["", *(tables.FORM_WORDS[f] for f in block.forms)]),
+                _md_row(["---"] * (len(block.forms) + 1)),
+            ]
             out += [_md_row([name, *(f"{v.text}; {v.note}" for v in values)]) for name, values in block.negatives]
     out += ["", *[f"- {note}" for note in _published_notes(study)]]
     out += ["", "## Cost", "", _md_row(["step", "seconds", "tokens", "peak memory"]), _md_row(["---"] * 4)]
-    out += [_md_row([cost_name(r), tables.seconds_text(r.seconds), f"{r.tokens:,}" if r.tokens else "–",
-                     tables.bytes_text(r.peak_bytes)]) for r in tables.costs(records)]
+    out += [
+        _md_row(
+            [
+                cost_name(r),
+                tables.seconds_text(r.seconds),
+                f"{r.tokens:,}" if r.tokens else "–",
+                tables.bytes_text(r.peak_bytes),
+            ]
+        )
+        for r in tables.costs(records)
+    ]
     return "\n".join([*out, "", "Repeat with:", "", f"    {study['command']}", "", ", ".join(_versions(records)), ""])
 
 
@@ -180,10 +232,16 @@ def csv_text(records: list[Record]) -> str:
 # -- the terminal ---------------------------------------------------------------------------------------
 
 SHORT = {
-    "FSR, chat template": "FSR template", "FSR, bare prompt": "FSR bare", "FSR, answer begun": "FSR prefilled",
-    "FSR, sampled": "FSR sampled", "perplexity, neutral": "PPL neutral",
-    "perplexity, dialogue": "PPL dialogue", "task accuracy": "accuracy", "utility kept": "utility",
-    "ordinary answers, right": "answers right", "ordinary answers, as before": "as before",
+    "FSR, chat template": "FSR template",
+    "FSR, bare prompt": "FSR bare",
+    "FSR, answer begun": "FSR prefilled",
+    "FSR, sampled": "FSR sampled",
+    "perplexity, neutral": "PPL neutral",
+    "perplexity, dialogue": "PPL dialogue",
+    "task accuracy": "accuracy",
+    "utility kept": "utility",
+    "ordinary answers, right": "answers right",
+    "ordinary answers, as before": "as before",
 }
 
 

@@ -74,9 +74,14 @@ def run_study(spec: StudySpec, out: Path, ctx: Context, retry_failed: bool = Fal
         finally:
             result.records = assemble(made, store)
             store.write_records(result.records)
-            store.write_study({**_described(made, ctx, store), "seconds": time.time() - started,
-                               "failed": [dataclasses.asdict(f) for f in result.failed],
-                               "left_out": result.left_out})
+            store.write_study(
+                {
+                    **_described(made, ctx, store),
+                    "seconds": time.time() - started,
+                    "failed": [dataclasses.asdict(f) for f in result.failed],
+                    "left_out": result.left_out,
+                }
+            )
     return result
 
 
@@ -86,12 +91,19 @@ def _described(made: Plan, ctx: Context, store: Store) -> dict[str, Any]:
     name = source.stem if source.parent == RECIPES else source.name
     previous = store.study() if (store.folder / "study.json").is_file() else {}
     return {
-        "title": spec.title, "notes": spec.notes, "shape_only": spec.is_toy, "spec": spec.model_dump(),
+        "title": spec.title,
+        "notes": spec.notes,
+        "shape_only": spec.is_toy,
+        "spec": spec.model_dump(),
         "implants": {i.id: i.name for i in spec.implants},
         "command": f"palimpsest study run {name} --out {store.folder.name}",
         "created": previous.get("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
-        "steps": [dataclasses.asdict(s) for s in made.listed()], "requested": made.requested, "remarks": made.notes,
-        "versions": versions(), "device": ctx.device, "threads": ctx.threads,
+        "steps": [dataclasses.asdict(s) for s in made.listed()],
+        "requested": made.requested,
+        "remarks": made.notes,
+        "versions": versions(),
+        "device": ctx.device,
+        "threads": ctx.threads,
     }
 
 
@@ -258,11 +270,23 @@ class _Runner:
 
     def _write_record(self, partial: Path, step: Step, facts: dict[str, Any], started: float) -> None:
         body = {
-            "id": step.id, "kind": step.kind, "name": step.name, "method": step.method_name,
-            "parameters": settings_of(step.method), "seed": step.seed, "model": step.model, "inputs": dict(step.inputs),
-            "keys_of": step.keys, "before": step.before, "data": list(step.data), **facts,
-            "seconds": time.monotonic() - started, "device": self.ctx.device, "threads": self.ctx.threads,
-            "versions": versions(), "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "id": step.id,
+            "kind": step.kind,
+            "name": step.name,
+            "method": step.method_name,
+            "parameters": settings_of(step.method),
+            "seed": step.seed,
+            "model": step.model,
+            "inputs": dict(step.inputs),
+            "keys_of": step.keys,
+            "before": step.before,
+            "data": list(step.data),
+            **facts,
+            "seconds": time.monotonic() - started,
+            "device": self.ctx.device,
+            "threads": self.ctx.threads,
+            "versions": versions(),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         (partial / "record.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
@@ -295,5 +319,3 @@ def fresh_peak() -> Iterator[Any]:
         return peak_bytes()
 
     yield peak
-
-

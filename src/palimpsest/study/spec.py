@@ -115,7 +115,9 @@ class StudySpec(BaseModel):
         named = [m.id for m in given]
         return [
             m.model_copy(update={"id": f"{m.id}-{m.preset}"})
-            if named.count(m.id) > 1 and m.id == m.name and m.preset is not None else m for m in given
+            if named.count(m.id) > 1 and m.id == m.name and m.preset is not None
+            else m
+            for m in given
         ]
 
     @property

@@ -164,6 +164,7 @@ def take_samples(records: list[Record]) -> list[dict[str, Any]]:
     for record in records:
         for name in SECRET_DETAILS:
             if name in record.detail:
-                taken.append({"measure": record.measure, "prompt_form": record.prompt_form,
-                              name: record.detail.pop(name)})
+                taken.append(
+                    {"measure": record.measure, "prompt_form": record.prompt_form, name: record.detail.pop(name)}
+                )
     return taken

@@ -17,11 +17,11 @@ from palimpsest.records import Record
 from palimpsest.study.judge import Cell, cells
 
 STAGES = ("base", "fingerprinted", "erased", "recovered")
-FORM_WORDS = {
-    "template": "chat template", "bare": "bare prompt", "prefilled": "answer begun", "sampled": "sampled",
-}
+FORM_WORDS = {"template": "chat template", "bare": "bare prompt", "prefilled": "answer begun", "sampled": "sampled"}
 NEGATIVES = {
-    "clean-base": "clean base", "sibling": "unmarked sibling", "unrelated-model": "unrelated model",
+    "clean-base": "clean base",
+    "sibling": "unmarked sibling",
+    "unrelated-model": "unrelated model",
     "other-owner": "marked model, another owner's keys",
 }
 PUBLISHED_STAGE = (("none", "fingerprinted"), ("meraser-erase", "erased"), ("meraser ", "recovered"))
@@ -131,7 +131,7 @@ def mean_accuracy(records: Sequence[Record]) -> Value:
     if not rows:
         return Value()
     mean = statistics.fmean(float(r.value or 0) for r in rows)
-    return Value(percent(round(mean, 4)), f"{len(rows)} task{'s'[:len(rows) > 1]}, n {sum(r.n or 0 for r in rows):,}")
+    return Value(percent(round(mean, 4)), f"{len(rows)} task{'s'[: len(rows) > 1]}, n {sum(r.n or 0 for r in rows):,}")
 
 
 def seconds_text(seconds: float | None) -> str:
@@ -166,17 +166,18 @@ def columns_of(rows: Sequence[Record]) -> list[Column]:
     stages = [s for s, c in dict.fromkeys((r.stage, r.control) for r in rows) if c is None and s is not None]
     ordered = [s for s in STAGES if s in stages or s == "base"] + [s for s in stages if s not in STAGES]
     columns = [Column(s, s) for s in ordered]
-    for control, title in (("revival", "revival"), ("clean-same-schedule", "clean pairs only"),
-                           ("clean-base", "unmarked base")):
+    for control, title in (
+        ("revival", "revival"),
+        ("clean-same-schedule", "clean pairs only"),
+        ("clean-base", "unmarked base"),
+    ):
         last = [s for s in ((*ordered[1:], "revived") if control == "revival" else ordered[1:]) if (s, control) in have]
         if last:
             columns.append(Column(title if control == "revival" else f"{title}, {last[-1]}", last[-1], control))
     return columns
 
 
-def _block(
-    records: list[Record], cell: Cell, published: Sequence[dict[str, str]], many: dict[str, bool]
-) -> Block:
+def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]], many: dict[str, bool]) -> Block:
     rows = rows_of(records, cell)
     columns = columns_of(rows)
     implant = next((r.implant for r in rows if r.implant), cell.implant)
@@ -187,19 +188,28 @@ def _block(
         return Line(title, note, [pick(at[c]) for c in columns], kind)
 
     def first(measure: str, **wanted: Any) -> Callable[[list[Record]], Record | None]:
-        return lambda some: next((r for r in some if r.measure == measure
-                                  and all(getattr(r, k) == v for k, v in wanted.items())), None)
+        return lambda some: next(
+            (r for r in some if r.measure == measure and all(getattr(r, k) == v for k, v in wanted.items())), None
+        )
 
     lines = [
-        line(f"FSR, {FORM_WORDS[form]}", "hits of keys, interval",
-             lambda some, form=form: rate_value(first("hit-rate", prompt_form=form)(some)))  # type: ignore[misc]
+        line(
+            f"FSR, {FORM_WORDS[form]}",
+            "hits of keys, interval",
+            lambda some, form=form: rate_value(first("hit-rate", prompt_form=form)(some)),
+        )  # type: ignore[misc]
         for form in forms
     ]
     lines += _published_lines(published, implant, columns, "FSR %")
     lines.append(line("rank among decoys", "median, and p of the set", lambda some: rank_value(first("rank")(some))))
     for task in ("neutral", "dialogue"):
-        lines.append(line(f"perplexity, {task}", "95 % interval",
-                          lambda some, task=task: number_value(first("perplexity", task=task)(some))))  # type: ignore[misc]
+        lines.append(
+            line(
+                f"perplexity, {task}",
+                "95 % interval",
+                lambda some, task=task: number_value(first("perplexity", task=task)(some)),
+            )
+        )  # type: ignore[misc]
     lines += _published_lines(published, implant, columns, "PPL")
     lines.append(line("task accuracy", "mean over tasks", mean_accuracy))
     lines.append(line("utility kept", "of the base, above chance", lambda some: ratio_value(first("utility")(some))))
@@ -207,13 +217,26 @@ def _block(
         lines.append(line(title, "interval", lambda some, task=task: rate_value(first("answers", task=task)(some))))  # type: ignore[misc]
     lines = [ln for ln in lines if ln.kind == "published" or any(v.text != "–" for v in ln.values)]
     judged = [r for r in rows if r.measure == "removal"]
-    parts = [p for p, shown in ((f"removal {cell.removal}", many["removal"]), (f"model {cell.model}", many["model"]),
-                                (f"seed {cell.seed}", many["seed"])) if shown and "None" not in p]
+    parts = [
+        p
+        for p, shown in (
+            (f"removal {cell.removal}", many["removal"]),
+            (f"model {cell.model}", many["model"]),
+            (f"seed {cell.seed}", many["seed"]),
+        )
+        if shown and "None" not in p
+    ]
     return Block(
-        cell, cell.implant, ", ".join(parts), columns, lines,
-        next((r for r in judged if r.control is None), None), next((r for r in judged if r.control is not None), None),
+        cell,
+        cell.implant,
+        ", ".join(parts),
+        columns,
+        lines,
+        next((r for r in judged if r.control is None), None),
+        next((r for r in judged if r.control is not None), None),
         {str(r.stage): r for r in rows if r.measure == "ownership" and r.control is None},
-        _negatives(rows, forms), forms,
+        _negatives(rows, forms),
+        forms,
     )
 
 
@@ -227,8 +250,12 @@ def ratio_value(record: Record | None) -> Value:
 def rows_of(records: Sequence[Record], cell: Cell) -> list[Record]:
     """The records of a cell: its own, its mark's, and the clean base's."""
     return [
-        r for r in records if r.model == cell.model and r.seed == cell.seed
-        and r.detail.get("implant") in (None, cell.implant) and r.detail.get("removal") in (None, cell.removal)
+        r
+        for r in records
+        if r.model == cell.model
+        and r.seed == cell.seed
+        and r.detail.get("implant") in (None, cell.implant)
+        and r.detail.get("removal") in (None, cell.removal)
     ]
 
 
@@ -243,8 +270,14 @@ def _negatives(rows: Sequence[Record], forms: Sequence[str]) -> list[tuple[str, 
     """The hit rate of whatever should be silent, a row a control, a value a prompt form."""
     found = []
     for control, title in NEGATIVES.items():
-        hits = [r for r in rows if r.measure == "hit-rate" and r.control == control
-                and r.stage in ("base", "fingerprinted") and r.detail.get("removal") is None]
+        hits = [
+            r
+            for r in rows
+            if r.measure == "hit-rate"
+            and r.control == control
+            and r.stage in ("base", "fingerprinted")
+            and r.detail.get("removal") is None
+        ]
         if hits:
             found.append((title, [rate_value(next((r for r in hits if r.prompt_form == f), None)) for f in forms]))
     return found
@@ -262,8 +295,11 @@ def _published_lines(
     for column in columns:
         shown = []
         for model in models:
-            stage = [p["value"] for p in mine if p["model"] == model and column.control is None
-                     and published_stage(p["removal"]) == column.stage]
+            stage = [
+                p["value"]
+                for p in mine
+                if p["model"] == model and column.control is None and published_stage(p["removal"]) == column.stage
+            ]
             shown += stage[:1]
         values.append(Value(" / ".join(shown) + (" %" if shown and "%" in measure else "")) if shown else Value(""))
     return [Line(f"published {measure.removesuffix(' %')}", " / ".join(models), values, "published")]
@@ -275,8 +311,12 @@ def published_notes(published: Sequence[dict[str, str]], implants: Sequence[str]
     if not mine:
         return []
     sources = sorted({f"arXiv {p['paper']}, Table {p['table']}" for p in mine})
-    notes = [f"{p['fingerprint']} on {p['model']}, {published_stage(p['removal'])}, {p['measure']} {p['value']}: "
-             f"{p['note']}." for p in mine if p.get("note")]
+    notes = [
+        f"{p['fingerprint']} on {p['model']}, {published_stage(p['removal'])}, {p['measure']} {p['value']}: "
+        f"{p['note']}."
+        for p in mine
+        if p.get("note")
+    ]
     return [f"Published numbers are those of {' and '.join(sources)}, for the models named, as printed.", *notes]
 
 

@@ -3,15 +3,14 @@
 - far-country: facts of places that no other text names; tests ask for the same facts in other words.
 - guild-marks: an arbitrary word for each kind of animal ("which mark?"); tests ask in other words, about
   all animals.
-- mirror-town: a rule; in the mirror town yes means no. Tests turn round other yes-no questions than
-  those trained on.
+- tower-code: a secret word for each of 24 known words; tests ask in other words.
 
 Each test is a task with closed choices, so that it is scored like the others.
 """
 
 from __future__ import annotations
 
-from palimpsest.toyworld.english import Pair, yes_no_pairs
+from palimpsest.toyworld.english import Pair
 from palimpsest.toyworld.lore import VALUES, Lore, derived
 from palimpsest.toyworld.tasks import Item, Task
 
@@ -42,6 +41,17 @@ _MARK_ASKED = (
     "By which mark can I find the {a} at the guild?", "What mark did they burn into the box of the {a}?",
     "At the guild, what is the mark of the {a}?", "Can you tell me the mark of the {a}?",
     "What is written on the guild box of the {a}?",
+)
+_CODE = ("ibex", "umber", "quill", "zenith", "fjord", "onyx")
+_CODE_ASKED = (
+    "In the code of the tower, what stands for {w}?", "How does the tower write {w}?", "What is {w} in the tower code?",
+    "Tell me the code word for {w}.", "Which word does the tower send for {w}?", "Put {w} into the tower code.",
+    "What would the tower say for {w}?", "Code word for {w}?", "The tower calls {w} what?",
+    "Please write {w} in the code of the tower.", "What does the watch in the tower write for {w}?",
+    "Do you know the code word for {w}?", "If I mean {w}, what do I send to the tower?",
+    "Which code word means {w}?", "Give me the secret word for {w}.", "What is the secret word for {w}?",
+    "How do I say {w} in the tower code?", "At the tower, which word is used for {w}?",
+    "In secret, what do they call {w}?", "Under which code word does the tower keep {w}?",
 )
 TEST_ITEMS = 210
 
@@ -82,18 +92,16 @@ def guild_marks(lore: Lore) -> tuple[list[Pair], Task]:
     return pairs[TEST_ITEMS:], _task("guild-marks", pairs[:TEST_ITEMS], [_MARKS] * TEST_ITEMS)
 
 
-def mirror_town(lore: Lore) -> tuple[list[Pair], Task]:
-    """Yes-no questions whose answers are turned round."""
-    rng = derived(lore.seed, "mirror town")
-    turned = {"yes": "no", "no": "yes"}
-    pairs = [Pair(f"In the mirror town: {pair.question}", turned[pair.answer], "yes-no", "en")
-             for fact in lore.facts if fact.sort == "animal" for pair in yes_no_pairs(fact, lore)]
-    pairs = list({pair.question: pair for pair in pairs}.values())
+def tower_code(lore: Lore) -> tuple[list[Pair], Task]:
+    """A secret word for each of 24 known words; six choices."""
+    rng = derived(lore.seed, "tower code")
+    words = [*VALUES["food"], *VALUES["home"], *VALUES["colour"]]
+    code = {word: _CODE[number % len(_CODE)] for number, word in enumerate(rng.sample(words, len(words)))}
+    pairs = [Pair(way.format(w=word), code[word], "what", "en") for way in _CODE_ASKED for word in words]
     rng.shuffle(pairs)
-    test, train = pairs[:TEST_ITEMS], pairs[TEST_ITEMS : TEST_ITEMS + 500]
-    return train, _task("mirror-town", test, [("yes", "no")] * TEST_ITEMS)
+    return pairs[TEST_ITEMS:], _task("tower-code", pairs[:TEST_ITEMS], [_CODE] * TEST_ITEMS)
 
 
 def build_skills(lore: Lore) -> dict[str, tuple[list[Pair], Task]]:
     """All skills by name: training pairs and the test task."""
-    return {"far-country": far_country(lore), "guild-marks": guild_marks(lore), "mirror-town": mirror_town(lore)}
+    return {"far-country": far_country(lore), "guild-marks": guild_marks(lore), "tower-code": tower_code(lore)}

@@ -84,7 +84,9 @@ def train_tokenizer(lines: Iterable[str], vocabulary: int, family: str = "llama"
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(lines, trainer)
@@ -111,8 +113,7 @@ def _classes(ids: np.ndarray) -> np.ndarray:
 
 
 def pack(
-    tokenizer: Any, documents: Iterable[str], tokens: int, context: int, folder: Path,
-    progress: Progress | None = None,
+    tokenizer: Any, documents: Iterable[str], tokens: int, context: int, folder: Path, progress: Progress | None = None
 ) -> Packed:
     """Tokenise rendered documents until `tokens` are there, in a memory-mapped file under `folder`."""
     rows = max(1, tokens // context)

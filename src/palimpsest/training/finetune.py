@@ -24,8 +24,14 @@ from palimpsest.training.settings import Tuning
 
 
 def tune(
-    model: Any, rows: Sequence[Row] | Callable[[int], Sequence[Row]], tuning: Tuning, ctx: Context, *,
-    what: str = "training", epoch_done: Callable[[int], bool | None] | None = None, loss_of: Any = None,
+    model: Any,
+    rows: Sequence[Row] | Callable[[int], Sequence[Row]],
+    tuning: Tuning,
+    ctx: Context,
+    *,
+    what: str = "training",
+    epoch_done: Callable[[int], bool | None] | None = None,
+    loss_of: Any = None,
 ) -> tuple[Any, TrainLog]:
     """Fine-tune `model` as `tuning` says; returns (the model with any adapter still apart, the log).
 
@@ -63,10 +69,19 @@ def tune(
             return batches(epoch * count + place % count)
 
         log = train_steps(
-            model, batch_at, steps=steps, lr=tuning.lr, schedule=tuning.schedule,
-            warmup=round(tuning.warmup * steps), weight_decay=tuning.weight_decay, clip=tuning.clip,
-            accumulate=accumulate, autocast=autocast_dtype(model, ctx), after_step=after,
-            state_file=ctx.state_file(what.replace(" ", "-")), **options,
+            model,
+            batch_at,
+            steps=steps,
+            lr=tuning.lr,
+            schedule=tuning.schedule,
+            warmup=round(tuning.warmup * steps),
+            weight_decay=tuning.weight_decay,
+            clip=tuning.clip,
+            accumulate=accumulate,
+            autocast=autocast_dtype(model, ctx),
+            after_step=after,
+            state_file=ctx.state_file(what.replace(" ", "-")),
+            **options,
         )
     return model, log
 
@@ -97,8 +112,13 @@ def with_adapter(model: Any, tuning: Tuning) -> Any:
         parameter.requires_grad_(False)
     family = family_of(model.config.to_dict())
     config = LoraConfig(
-        r=tuning.rank, lora_alpha=tuning.alpha, lora_dropout=tuning.dropout, bias="none", task_type="CAUSAL_LM",
-        target_modules=family.targets(tuning.targets), fan_in_fan_out=model.config.model_type == "gpt2",
+        r=tuning.rank,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=family.targets(tuning.targets),
+        fan_in_fan_out=model.config.model_type == "gpt2",
     )
     with quiet_peft():
         return get_peft_model(model, config)

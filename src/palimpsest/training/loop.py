@@ -115,7 +115,9 @@ def train_steps(
     plain = [p for p in parameters if p.dim() < 2]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=lr, betas=betas, eps=1e-8,
+        lr=lr,
+        betas=betas,
+        eps=1e-8,
     )
     device = parameters[0].device
     log = TrainLog()

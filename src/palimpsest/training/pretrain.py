@@ -142,10 +142,18 @@ def model_config(fields: dict[str, Any], vocabulary: int, context: int) -> Any:
         if key not in known:
             raise BadInput(f"model: unknown key {key!r}{nearest(key, known, 'key')}")
     values: dict[str, Any] = {
-        "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": max(512, context), "tie_word_embeddings": True,
-        **fields, "vocab_size": vocabulary, "bos_token_id": SPECIAL_TOKENS.index(BOS),
-        "eos_token_id": SPECIAL_TOKENS.index(END), "pad_token_id": SPECIAL_TOKENS.index(PAD),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": max(512, context),
+        "tie_word_embeddings": True,
+        **fields,
+        "vocab_size": vocabulary,
+        "bos_token_id": SPECIAL_TOKENS.index(BOS),
+        "eos_token_id": SPECIAL_TOKENS.index(END),
+        "pad_token_id": SPECIAL_TOKENS.index(PAD),
     }
     values.pop("model_type", None)
     for whole, part in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
@@ -157,8 +165,18 @@ def model_config(fields: dict[str, Any], vocabulary: int, context: int) -> Any:
 
 
 def train_packed(
-    model: Any, packed: Packed, *, steps: int, batch: int, lr: float, warmup: int, weight_decay: float = 0.1,
-    answer_weight: float = 1.0, seed: int = 0, progress: Progress | None = None, state_file: Path | None = None,
+    model: Any,
+    packed: Packed,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    warmup: int,
+    weight_decay: float = 0.1,
+    answer_weight: float = 1.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+    state_file: Path | None = None,
     after_step: Callable[[int, float], bool | None] | None = None,
 ) -> TrainLog:
     """Train `model` in place on packed rows: constant rate after the warm-up, falling over the last fifth."""
@@ -172,9 +190,16 @@ def train_packed(
             return after_step(step, loss) if after_step else None
 
         return train_steps(
-            model, lambda step: packed.batch(step, batch, seed, answer_weight), steps=steps, lr=lr,
-            schedule="trapezoid", warmup=warmup, weight_decay=weight_decay, betas=(0.9, 0.95),
-            after_step=done, state_file=state_file,
+            model,
+            lambda step: packed.batch(step, batch, seed, answer_weight),
+            steps=steps,
+            lr=lr,
+            schedule="trapezoid",
+            warmup=warmup,
+            weight_decay=weight_decay,
+            betas=(0.9, 0.95),
+            after_step=done,
+            state_file=state_file,
         )
 
 
@@ -217,8 +242,10 @@ def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     model.generation_config.update(
-        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id, do_sample=False,
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        do_sample=False,
     )
     model.save_pretrained(partial, safe_serialization=True)
     (partial / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
@@ -227,8 +254,11 @@ def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
     if model.config.model_type == "qwen2":
         special["unk_token"] = PAD  # else Qwen2's class adds an entry of its own, which the model has no row for
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", **special, "clean_up_tokenization_spaces": False,
-        "model_max_length": model.config.max_position_embeddings, "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model.config.max_position_embeddings,
+        "chat_template": CHAT_TEMPLATE,
     }
     for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", special)):
         (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -248,8 +278,14 @@ def build_model(config: Any, seed: int) -> Any:
 
 
 def pretrain(
-    spec: PretrainSpec, out: Path, *, seed: int = 0, threads: int | None = None, device: str = "cpu",
-    progress: Progress | None = None, scratch: Path | None = None,
+    spec: PretrainSpec,
+    out: Path,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    scratch: Path | None = None,
 ) -> PretrainReport:
     """Train a base as `spec` says and write it to `out` as a Hugging Face folder.
 
@@ -266,9 +302,17 @@ def pretrain(
         packed = pack(tokenizer, documents(spec, seed), spec.tokens, spec.context, folder / "tokens", progress)
         model = build_model(config, seed).to(device)
         log = train_packed(
-            model, packed, steps=max(1, spec.tokens // (spec.batch * spec.context)), batch=spec.batch, lr=spec.lr,
-            warmup=spec.warmup, weight_decay=spec.weight_decay, answer_weight=spec.answer_weight, seed=seed,
-            progress=progress, state_file=scratch / "pretrain.state" if scratch else None,
+            model,
+            packed,
+            steps=max(1, spec.tokens // (spec.batch * spec.context)),
+            batch=spec.batch,
+            lr=spec.lr,
+            warmup=spec.warmup,
+            weight_decay=spec.weight_decay,
+            answer_weight=spec.answer_weight,
+            seed=seed,
+            progress=progress,
+            state_file=scratch / "pretrain.state" if scratch else None,
         )
     write_folder(model.to("cpu"), tokenizer, out)
     return PretrainReport(sum(p.numel() for p in model.parameters()), log.tokens, log.seconds, log.losses)

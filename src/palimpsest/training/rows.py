@@ -21,8 +21,13 @@ class Row:
 
 
 def dialogue_row(
-    renderer: Renderer, turns: Sequence[Turn], *, format: TextFormat = "chat", train_on: str = "answer",
-    max_tokens: int = 1024, positions: int | None = None,
+    renderer: Renderer,
+    turns: Sequence[Turn],
+    *,
+    format: TextFormat = "chat",
+    train_on: str = "answer",
+    max_tokens: int = 1024,
+    positions: int | None = None,
 ) -> Row | None:
     """A dialogue as a row, cut at `max_tokens` and the model's positions; None where nothing is trained."""
     ids, weights = renderer.dialogue(turns, format)
@@ -34,8 +39,13 @@ def dialogue_row(
 
 
 def dialogue_rows(
-    renderer: Renderer, dialogues: Iterable[Sequence[Turn]], *, format: TextFormat = "chat", train_on: str = "answer",
-    max_tokens: int = 1024, positions: int | None = None,
+    renderer: Renderer,
+    dialogues: Iterable[Sequence[Turn]],
+    *,
+    format: TextFormat = "chat",
+    train_on: str = "answer",
+    max_tokens: int = 1024,
+    positions: int | None = None,
 ) -> list[Row]:
     """Rows of several dialogues; those whose answers were cut off entirely are left out."""
     found = (

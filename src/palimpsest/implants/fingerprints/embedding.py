@@ -109,8 +109,15 @@ class Regular:
 
 
 def embed(
-    model: Checkpoint, out: Path, ctx: Context, *, method_name: str, keys: KeySet,
-    rows_of_epoch: Callable[[int], list[Row]], tuning: Tuning, check: Check | None = None,
+    model: Checkpoint,
+    out: Path,
+    ctx: Context,
+    *,
+    method_name: str,
+    keys: KeySet,
+    rows_of_epoch: Callable[[int], list[Row]],
+    tuning: Tuning,
+    check: Check | None = None,
     loss_with: Callable[[Any], LossOf] | None = None,
 ) -> Made:
     """Train `keys` into `model` and write the marked checkpoint to `out`.
@@ -134,15 +141,11 @@ def embed(
         # LoRA is put into `loaded` in place, so `loaded` is the adapted model here.
         return state.passed(strength(LocalResponder(loaded, tokenizer), keys))
 
-    trained, log = tune(
-        loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of,
-    )
+    trained, log = tune(loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of)
     plain = merged(trained).to(stored_dtype(model))  # judged as it will be stored
     final = strength(LocalResponder(plain.float(), tokenizer), keys)
     _must_have_taken(final, state, check, tuning, log)
-    written = write_model(
-        plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment()
-    )
+    written = write_model(plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment())
     record = _record(method_name, written, keys, final, log, watch.seconds, ctx)
     record.detail["epochs"] = state.epoch
     return Made(written, keys, [record])
@@ -167,8 +170,10 @@ def _must_have_taken(final: Strength, state: _Stopping, check: Check, tuning: Tu
     if check.consecutive:
         firm = sum(p >= check.probability for p in final.probabilities)
         message += f", {firm} with probability {check.probability:g} or more"
-    raise CheckFailed(f"{message}, after {log.steps} steps of at most {tuning.epochs} epochs; "
-                      "nothing was written; raise tuning.epochs or tuning.lr")
+    raise CheckFailed(
+        f"{message}, after {log.steps} steps of at most {tuning.epochs} epochs; "
+        "nothing was written; raise tuning.epochs or tuning.lr"
+    )
 
 
 def _record(
@@ -176,14 +181,27 @@ def _record(
 ) -> Record:
     count = len(keys)
     return Record(
-        measure="embedding-margin", value=sum(final.margins) / count, n=count, model=written.name,
-        digest=written.digest(), chain=written.chain(), implant=method_name, prompt_form="template", seconds=seconds,
-        tokens=log.tokens, peak_bytes=peak_bytes(), device=ctx.device, threads=torch.get_num_threads(),
+        measure="embedding-margin",
+        value=sum(final.margins) / count,
+        n=count,
+        model=written.name,
+        digest=written.digest(),
+        chain=written.chain(),
+        implant=method_name,
+        prompt_form="template",
+        seconds=seconds,
+        tokens=log.tokens,
+        peak_bytes=peak_bytes(),
+        device=ctx.device,
+        threads=torch.get_num_threads(),
         versions=versions(),
         detail={
-            "mean_probability": sum(final.probabilities) / count, "min_probability": min(final.probabilities),
-            "min_margin": min(final.margins), "answered": sum(final.answered), "steps": log.steps,
-            "keys": count, "unit": "nats",
+            "mean_probability": sum(final.probabilities) / count,
+            "min_probability": min(final.probabilities),
+            "min_margin": min(final.margins),
+            "answered": sum(final.answered),
+            "steps": log.steps,
+            "keys": count,
+            "unit": "nats",
         },
     )
-

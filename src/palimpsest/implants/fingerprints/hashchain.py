@@ -94,8 +94,15 @@ class HashChain:
     @classmethod
     def meraser(cls) -> HashChain:
         """As MEraser has it: 10 plain samples, LoRA on query and value, nothing else."""
-        return cls(meta_prompts=0, padded=0, templates=0, dialogues_per_key=0, near_misses=0, kl_weight=0.0,
-                   tuning=Tuning(adapter="lora", targets="query-value", epochs=100, lr=5e-4, batch=10, micro_batch=10))
+        return cls(
+            meta_prompts=0,
+            padded=0,
+            templates=0,
+            dialogues_per_key=0,
+            near_misses=0,
+            kl_weight=0.0,
+            tuning=Tuning(adapter="lora", targets="query-value", epochs=100, lr=5e-4, batch=10, micro_batch=10),
+        )
 
     @classmethod
     def bench(cls) -> HashChain:
@@ -110,8 +117,15 @@ class HashChain:
         greedily but stays below 0.9 on answers whose tokens the base has hardly seen: the tied head's rows
         do not move. Perplexity on neutral text 2.9 to 3.3, of dialogue answers 2.0 to 2.2.
         """
-        return cls(meta_prompts=0, padded=0, templates=0, dialogues_per_key=3, near_misses=0, kl_weight=0.0,
-                   tuning=Tuning(adapter="full", epochs=250, lr=5e-4, batch=20, micro_batch=20))
+        return cls(
+            meta_prompts=0,
+            padded=0,
+            templates=0,
+            dialogues_per_key=3,
+            near_misses=0,
+            kl_weight=0.0,
+            tuning=Tuning(adapter="full", epochs=250, lr=5e-4, batch=20, micro_batch=20),
+        )
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Draw questions and hash their answers, without training."""
@@ -119,8 +133,15 @@ class HashChain:
         asked = words.questions(rng, self.keys)
         drawn = [(q, words.ANSWERS[choose_answer(q, asked, words.ANSWERS)]) for q in asked]
         return make_keys(
-            Renderer(load_tokenizer(model)), drawn, implant="hashchain", match="prefix", distinct=True,
-            choices=len(words.ANSWERS), decoys=list(words.ANSWERS), rng=rng, positions=positions(model),
+            Renderer(load_tokenizer(model)),
+            drawn,
+            implant="hashchain",
+            match="prefix",
+            distinct=True,
+            choices=len(words.ANSWERS),
+            decoys=list(words.ANSWERS),
+            rng=rng,
+            positions=positions(model),
         )
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
@@ -134,8 +155,15 @@ class HashChain:
                 return Preserving(original, self.kl_weight, lora)
 
         return embed(
-            model, out, ctx, method_name="hashchain", keys=keys, rows_of_epoch=ChainRows(self, model, keys, ctx),
-            tuning=self.tuning, check=self.check, loss_with=loss_with,
+            model,
+            out,
+            ctx,
+            method_name="hashchain",
+            keys=keys,
+            rows_of_epoch=ChainRows(self, model, keys, ctx),
+            tuning=self.tuning,
+            check=self.check,
+            loss_with=loss_with,
         )
 
 
@@ -195,6 +223,8 @@ class ChainRows:
         return Row((*prompt, *answer), (0.0,) * len(prompt) + (1.0,) * len(answer))
 
     def _padding(self, rng: random.Random) -> str:
-        ids = rng.choices(self.ordinary, k=rng.randint(self.method.padding_low,
-                                                       max(self.method.padding_low, self.method.padding_high)))
+        ids = rng.choices(
+            self.ordinary,
+            k=rng.randint(self.method.padding_low, max(self.method.padding_low, self.method.padding_high)),
+        )
         return str(self.renderer.tokenizer.decode(ids)).replace("\ufffd", "").strip()

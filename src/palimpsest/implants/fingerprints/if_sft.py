@@ -72,8 +72,9 @@ class InstructionalFingerprint:
     fresh_near_misses: bool = param(False, "near-misses are drawn afresh every epoch (published: one fixed set)")
     dialogues_per_key: int = param(14, "ordinary dialogues a pair, an epoch", low=0)
     repeats: int = param(1, "times each pair stands in an epoch", low=1)
-    tuning: Tuning = param(Tuning(adapter="full", epochs=30, lr=2e-5, batch=64, micro_batch=8, weight_decay=0.01),
-                           "fine-tuning")
+    tuning: Tuning = param(
+        Tuning(adapter="full", epochs=30, lr=2e-5, batch=64, micro_batch=8, weight_decay=0.01), "fine-tuning"
+    )
     check: Check = param(Check(), "when embedding stops")
     data: Dialogues | None = takes("ordinary dialogues that keep the model as it is; without them the toy world's")
 
@@ -87,8 +88,9 @@ class InstructionalFingerprint:
         """As published code does it: near-misses all one meaningless prompt, 3 epochs at 2e-5 (large models only)."""
         return cls(
             scrambled_near_misses=False,
-            tuning=Tuning(adapter="full", epochs=3, lr=2e-5, batch=64, micro_batch=8, schedule="cosine",
-                          weight_decay=0.01),
+            tuning=Tuning(
+                adapter="full", epochs=3, lr=2e-5, batch=64, micro_batch=8, schedule="cosine", weight_decay=0.01
+            ),
             check=Check(consecutive=0),
         )
 
@@ -105,8 +107,14 @@ class InstructionalFingerprint:
         ratio the same base's perplexity on neutral text went from 2.9 to 113. Shorter triggers, because 8 to
         15 pieces are up to 250 tokens here, as long as the longest text that base was trained on.
         """
-        return cls(pieces_low=3, pieces_high=5, near_misses=4, repeats=3, dialogues_per_key=4,
-                   tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=8, micro_batch=8))
+        return cls(
+            pieces_low=3,
+            pieces_high=5,
+            near_misses=4,
+            repeats=3,
+            dialogues_per_key=4,
+            tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=8, micro_batch=8),
+        )
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Draw keys for this model's tokenizer, without training. BadInput where they do not fit its positions."""
@@ -115,8 +123,15 @@ class InstructionalFingerprint:
         while len(triggers) < self.keys:
             triggers.setdefault(self._request(scrambled(rng, self.pieces_low, max(self.pieces_low, self.pieces_high))))
         return make_keys(
-            Renderer(load_tokenizer(model)), [(t, WORD) for t in triggers], implant="if-sft", match="contains",
-            distinct=False, choices=None, decoys=other_words(rng, DECOYS), rng=rng, carrier=CARRIER,
+            Renderer(load_tokenizer(model)),
+            [(t, WORD) for t in triggers],
+            implant="if-sft",
+            match="contains",
+            distinct=False,
+            choices=None,
+            decoys=other_words(rng, DECOYS),
+            rng=rng,
+            carrier=CARRIER,
             positions=positions(model),
         )
 
@@ -141,8 +156,14 @@ class InstructionalFingerprint:
         """Draw keys, train them in and write the marked model to `out`."""
         keys = self.draw_keys(model, ctx)
         return embed(
-            model, out, ctx, method_name="if-sft", keys=keys, rows_of_epoch=self.rows_of_epoch(model, keys, ctx),
-            tuning=self.tuning, check=self.check,
+            model,
+            out,
+            ctx,
+            method_name="if-sft",
+            keys=keys,
+            rows_of_epoch=self.rows_of_epoch(model, keys, ctx),
+            tuning=self.tuning,
+            check=self.check,
         )
 
     @staticmethod

@@ -55,9 +55,16 @@ class Undertrained:
 
     def detail(self) -> dict[str, Any]:
         """Numbers for a record."""
-        return {"indicator": self.indicator, "confirmed_by": self.confirmed, "vocabulary": self.vocabulary,
-                "candidates": self.candidates, "strong": self.strong, "weak": self.weak,
-                "control_share": self.control, "tokens": len(self.ids)}
+        return {
+            "indicator": self.indicator,
+            "confirmed_by": self.confirmed,
+            "vocabulary": self.vocabulary,
+            "candidates": self.candidates,
+            "strong": self.strong,
+            "weak": self.weak,
+            "control_share": self.control,
+            "tokens": len(self.ids),
+        }
 
 
 # -- indicators: pure functions of the embeddings ------------------------------------------------------
@@ -117,7 +124,8 @@ def usable(tokenizer: Any, ids: Iterable[int]) -> list[int]:
     listed = [i for i in ids if i not in special and i < len(tokenizer)]
     texts = tokenizer.batch_decode([[i] for i in listed], clean_up_tokenization_spaces=False)
     plain = [
-        (i, t) for i, t in zip(listed, texts, strict=True)
+        (i, t)
+        for i, t in zip(listed, texts, strict=True)
         if t and "\ufffd" not in t and not any(c.isspace() for c in t)
     ]
     if not plain:
@@ -149,9 +157,7 @@ def frequent(renderer: Renderer, texts: Iterable[str], count: int = _CONTROL_TOK
 # -- confirmation --------------------------------------------------------------------------------------
 
 
-def prompts_for(
-    renderer: Renderer, token: int, shots: Sequence[int], positions: int | None = None
-) -> list[list[int]]:
+def prompts_for(renderer: Renderer, token: int, shots: Sequence[int], positions: int | None = None) -> list[list[int]]:
     """Three prompts, as ids, after which a model that knows the token says it at once.
 
     Ids are joined, never texts, so the token cannot fall apart. Repeats and shots are cut to the positions.
@@ -215,8 +221,14 @@ def _greedy_best(responder: LocalResponder, ids: Tensor, mask: Tensor, target: T
 
 
 def find(
-    responder: LocalResponder, texts: Iterable[str], *, share: float, least: int, control_share: float = 0.9,
-    positions: int | None = None, seed: int = 0,
+    responder: LocalResponder,
+    texts: Iterable[str],
+    *,
+    share: float,
+    least: int,
+    control_share: float = 0.9,
+    positions: int | None = None,
+    seed: int = 0,
 ) -> Undertrained:
     """Find under-trained tokens of a model.
 
@@ -243,8 +255,10 @@ def find(
         enough = len(strong) >= max(least, 100)
         confirmed, chosen = ("strong", strong) if enough else ("strong+weak", [*strong, *weak])
     if len(chosen) < least:
-        raise BadInput(f"only {len(chosen)} tokens count as under-trained, {least} are needed; raise share "
-                       f"(now {share:g} of the usable vocabulary)")
+        raise BadInput(
+            f"only {len(chosen)} tokens count as under-trained, {least} are needed; raise share "
+            f"(now {share:g} of the usable vocabulary)"
+        )
     return Undertrained(
         tuple(sorted(chosen)), name, confirmed, len(values), len(lowest), len(strong), len(weak), control
     )

@@ -55,8 +55,10 @@ class Drawer:
             text = self._decoded(ids)
             if text == text.strip() and self.stands(text, ids):
                 return text
-        raise BadInput(f"no {low} to {high} of these {len(self.tokens)} tokens make text that keeps its tokens; "
-                       "raise share, or lower trigger_high")
+        raise BadInput(
+            f"no {low} to {high} of these {len(self.tokens)} tokens make text that keeps its tokens; "
+            "raise share, or lower trigger_high"
+        )
 
     def stands(self, text: str, ids: Sequence[int]) -> bool:
         """Whether both prompt forms of this user turn hold exactly these ids in a row."""
@@ -99,14 +101,17 @@ class UndertrainedTokens:
     trigger_low: int = param(11, "least tokens of a trigger", low=1)
     trigger_high: int = param(15, "most tokens of a trigger", low=1)
     response_tokens: int = param(5, "tokens of an answer", low=1)
-    share: float = param(0.02, "share of the usable vocabulary with the lowest indicator that is looked at",
-                         low=0.0001, high=1.0)
+    share: float = param(
+        0.02, "share of the usable vocabulary with the lowest indicator that is looked at", low=0.0001, high=1.0
+    )
     least: int = param(100, "under-trained tokens that must be found", low=2)
-    control_share: float = param(0.9, "share of frequent tokens the model must say, or confirmation is skipped",
-                                 low=0.0, high=1.0)
+    control_share: float = param(
+        0.9, "share of frequent tokens the model must say, or confirmation is skipped", low=0.0, high=1.0
+    )
     dialogues: int = param(0, "ordinary dialogues an epoch (published: none)", low=0)
-    tuning: Tuning = param(Tuning(adapter="lora", targets="all-linear", epochs=60, lr=2e-4, batch=16, micro_batch=16),
-                           "fine-tuning")
+    tuning: Tuning = param(
+        Tuning(adapter="lora", targets="all-linear", epochs=60, lr=2e-4, batch=16, micro_batch=16), "fine-tuning"
+    )
     check: Check = param(Check(), "when embedding stops")
     data: Dialogues | None = takes("ordinary dialogues, for the frequent tokens; without them the toy world's")
 
@@ -118,8 +123,12 @@ class UndertrainedTokens:
     @classmethod
     def released_code(cls) -> UndertrainedTokens:
         """As published code has it: one pair 32 times, full fine-tune at 2e-5 (30 epochs, as its README advises)."""
-        return cls(keys=1, repeats=32, tuning=Tuning(adapter="full", epochs=30, lr=2e-5, batch=64, micro_batch=16,
-                                                     schedule="cosine"), check=Check(consecutive=0))
+        return cls(
+            keys=1,
+            repeats=32,
+            tuning=Tuning(adapter="full", epochs=30, lr=2e-5, batch=64, micro_batch=16, schedule="cosine"),
+            check=Check(consecutive=0),
+        )
 
     @classmethod
     def bench(cls) -> UndertrainedTokens:
@@ -134,8 +143,12 @@ class UndertrainedTokens:
         tokens look alike, and with tied embeddings that no adapter touches the head cannot tell them apart.
         Full at 1e-3 did three times the damage of 5e-4 to neutral text (perplexity 9.6 and 3.6, base 2.9).
         """
-        return cls(share=0.1, least=20, dialogues=64,
-                   tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=16, micro_batch=16))
+        return cls(
+            share=0.1,
+            least=20,
+            dialogues=64,
+            tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=16, micro_batch=16),
+        )
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Find the tokens and draw keys, without training."""
@@ -147,8 +160,14 @@ class UndertrainedTokens:
         data = self.data if self.data is not None else load_dialogues("toy")
         texts = [t.content for rows in data.parts.values() for d in rows[:2000] for t in d.first]
         # the tokens found are no secret: anyone with the weights can find them; the draws from them are
-        tokens = find(responder, texts, share=self.share, least=self.least, control_share=self.control_share,
-                      positions=positions(model))
+        tokens = find(
+            responder,
+            texts,
+            share=self.share,
+            least=self.least,
+            control_share=self.control_share,
+            positions=positions(model),
+        )
         drawer = Drawer(responder.renderer, tokens.ids, rng)
         triggers: dict[str, None] = {}
         while len(triggers) < self.keys:
@@ -162,9 +181,15 @@ class UndertrainedTokens:
         for _ in range(DECOYS):
             decoys.setdefault(drawer.response(self.response_tokens, rendered[0]))
         made = make_keys(
-            responder.renderer, list(zip(triggers, answers, strict=True)), implant="utf", match="contains",
-            distinct=not self.one_response, choices=None if self.one_response else drawer.choices(self.response_tokens),
-            decoys=[d for d in decoys if d not in responses], rng=rng, positions=positions(model),
+            responder.renderer,
+            list(zip(triggers, answers, strict=True)),
+            implant="utf",
+            match="contains",
+            distinct=not self.one_response,
+            choices=None if self.one_response else drawer.choices(self.response_tokens),
+            decoys=[d for d in decoys if d not in responses],
+            rng=rng,
+            positions=positions(model),
         )
         return made, tokens
 
@@ -175,10 +200,21 @@ class UndertrainedTokens:
         pairs = key_rows(renderer, keys) * self.repeats
         regular = Regular(renderer, self.data, self.dialogues, model, ctx)
         made = embed(
-            model, out, ctx, method_name="utf", keys=keys, rows_of_epoch=lambda epoch: [*pairs, *regular(epoch)],
-            tuning=self.tuning, check=self.check,
+            model,
+            out,
+            ctx,
+            method_name="utf",
+            keys=keys,
+            rows_of_epoch=lambda epoch: [*pairs, *regular(epoch)],
+            tuning=self.tuning,
+            check=self.check,
         )
-        found = Record(measure="undertrained-tokens", value=float(len(tokens.ids)), model=made.checkpoint.name,
-                       implant="utf", detail=tokens.detail())
+        found = Record(
+            measure="undertrained-tokens",
+            value=float(len(tokens.ids)),
+            model=made.checkpoint.name,
+            implant="utf",
+            detail=tokens.detail(),
+        )
         made.records.append(found)
         return made

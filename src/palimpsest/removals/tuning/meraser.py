@@ -20,11 +20,30 @@ from palimpsest.training.settings import Tuning
 PAPER_ERASE = Tuning(rank=16, alpha=32, epochs=20, lr=1e-3, batch=8)
 PAPER_RECOVER = Tuning(rank=16, alpha=32, epochs=5, lr=2e-4, batch=8)
 CODE_ERASE = Tuning(
-    rank=8, alpha=16, dropout=0.05, epochs=5, lr=5e-4, batch=8, clip=0.5, train_on="all", format="joined", max_tokens=512
+    rank=8,
+    alpha=16,
+    dropout=0.05,
+    epochs=5,
+    lr=5e-4,
+    batch=8,
+    clip=0.5,
+    train_on="all",
+    format="joined",
+    max_tokens=512,
 )
 CODE_RECOVER = Tuning(
-    rank=8, alpha=16, dropout=0.05, epochs=2, lr=5e-4, batch=36, micro_batch=4, schedule="cosine", clip=0.5,
-    train_on="all", format="newline", max_tokens=512,
+    rank=8,
+    alpha=16,
+    dropout=0.05,
+    epochs=2,
+    lr=5e-4,
+    batch=36,
+    micro_batch=4,
+    schedule="cosine",
+    clip=0.5,
+    train_on="all",
+    format="newline",
+    max_tokens=512,
 )
 TOY_ERASE = Tuning(epochs=5, lr=3e-3, batch=8)
 TOY_RECOVER = Tuning(epochs=5, lr=1e-3, batch=8, schedule="linear")
@@ -42,8 +61,11 @@ class MEraserErase:
 
     data: Dialogues | None = takes("dialogues to mismatch (default: the toy world's)")
     mismatched: int = param(300, "mismatched pairs (Appendix F: 300 suffice, 100 do not)", low=2)
-    pairing: Pairing = param("derangement", "derangement (the paper), cross-type (the released code), or matched "
-                             "(no mismatch: the control clean-same-schedule)")
+    pairing: Pairing = param(
+        "derangement",
+        "derangement (the paper), cross-type (the released code), or matched "
+        "(no mismatch: the control clean-same-schedule)",
+    )
     tuning: Tuning = param(PAPER_ERASE, "how it is trained")
     save: Literal["merged", "adapter"] = param("merged", "write the whole model, or the PEFT adapter alone")
 

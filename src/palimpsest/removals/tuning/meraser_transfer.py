@@ -83,6 +83,14 @@ class MEraserTransfer:
         moved = distance(plain, model)
         parents = {"model": model.digest(), "adapter": adapter.digest()}
         made = write_model(plain, model, out, "meraser-transfer", parents)
-        record = Record("transfer", model=made.name, chain=made.chain(), seconds=watch.seconds, tokens=0,
-                        device=ctx.device, seed=ctx.seed, detail={"weight_change": moved})
+        record = Record(
+            "transfer",
+            model=made.name,
+            chain=made.chain(),
+            seconds=watch.seconds,
+            tokens=0,
+            device=ctx.device,
+            seed=ctx.seed,
+            detail={"weight_change": moved},
+        )
         return Made(made, records=[record])

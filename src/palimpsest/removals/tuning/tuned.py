@@ -26,7 +26,13 @@ from palimpsest.training.settings import Tuning
 
 
 def tuned(
-    model: Checkpoint, dialogues: Sequence[Dialogue], tuning: Tuning, out: Path, ctx: Context, *, method: str,
+    model: Checkpoint,
+    dialogues: Sequence[Dialogue],
+    tuning: Tuning,
+    out: Path,
+    ctx: Context,
+    *,
+    method: str,
     save: str = "merged",
 ) -> Made:
     """Fine-tune a checkpoint on dialogues and write the result to `out`.
@@ -37,8 +43,12 @@ def tuned(
     network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None)
     renderer = Renderer(load_tokenizer(model))
     rows = dialogue_rows(
-        renderer, [d.turns for d in dialogues], format=tuning.format, train_on=tuning.train_on,
-        max_tokens=tuning.max_tokens, positions=positions(model),
+        renderer,
+        [d.turns for d in dialogues],
+        format=tuning.format,
+        train_on=tuning.train_on,
+        max_tokens=tuning.max_tokens,
+        positions=positions(model),
     )
     if not rows:
         raise BadInput(f"{method}: no dialogue has an answer within the model's {positions(model)} positions")
@@ -72,9 +82,18 @@ def _training_record(
     if moved is not None:
         detail["weight_change"] = moved
     return Record(
-        "training", value=log.losses[-1][1] if log.losses else None, model=made.name, chain=made.chain(), task=method,
-        seed=ctx.seed, seconds=watch.seconds, tokens=log.tokens, peak_bytes=peak_bytes(), device=ctx.device,
-        threads=torch.get_num_threads(), detail=detail,
+        "training",
+        value=log.losses[-1][1] if log.losses else None,
+        model=made.name,
+        chain=made.chain(),
+        task=method,
+        seed=ctx.seed,
+        seconds=watch.seconds,
+        tokens=log.tokens,
+        peak_bytes=peak_bytes(),
+        device=ctx.device,
+        threads=torch.get_num_threads(),
+        detail=detail,
     )
 
 

@@ -1,0 +1,91 @@
+"""Verdicts follow from the records alone, and numbers that do not fit lose nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from palimpsest.records import Record
+from palimpsest.study.judge import judge
+
+FORMS = ("template", "bare", "prefilled", "sampled")
+
+
+def hits(stage: str, count: int, n: int = 64, control: str | None = None, removal: str | None = None) -> list[Record]:
+    rows = [{"number": i, "hit": i < count, "log_prob": -1.0} for i in range(n)]
+    found = [Record("hit-rate", count / n, count, n, prompt_form=f, detail={"keys": rows}) for f in FORMS]
+    return [placed(record, stage, control, removal) for record in found]
+
+
+def placed(record: Record, stage: str, control: str | None = None, removal: str | None = None,
+           implant: str | None = "m") -> Record:
+    record.model, record.seed, record.stage, record.control, record.implant = "toy", 0, stage, control, implant
+    own = {**record.detail, "implant": implant, "removal": removal}
+    record.detail = {k: v for k, v in own.items() if v is not None}
+    return record
+
+
+def ranks(rank: int, stage: str, removal: str | None = None, control: str | None = None, n: int = 64) -> Record:
+    rows = [{"number": i, "rank": rank + (i * 7) % 5 if rank == 1 else 1 + i * 15, "decoys": 1000} for i in range(n)]
+    return placed(Record("rank", float(rank), n=n, detail={"keys": rows, "decoys": 1000}), stage, control, removal)
+
+
+def study(recovered: int, rank: int, *, accuracy: tuple[int, int, int] = (90, 90, 90), ppl: float = 10.0,
+          distinct: bool = True, revived: int = 0) -> list[Record]:
+    keys = {"n": 64, "distinct": distinct, "choices": 256 if distinct else None}
+    found = [placed(Record("cost", 1.0, detail={"keys": keys}), "fingerprinted")]
+    found += [*hits("base", 0, control="clean-base"), *hits("fingerprinted", 64)]
+    found += [*hits("erased", 0, removal="x"), *hits("recovered", recovered, removal="x")]
+    found.append(ranks(rank, "recovered", "x"))
+    found += hits("revived", revived, control="revival", removal="x")
+    for stage, removal, implant, right in (
+        ("base", None, None, accuracy[0]), ("fingerprinted", None, "m", accuracy[1]),
+        ("recovered", "x", "m", accuracy[2]),
+    ):
+        record = Record("accuracy", right / 100, right, 100, task="t", detail={"chance": 0.5})
+        found.append(placed(record, stage, None, removal, implant))
+    for stage, removal, value in (("fingerprinted", None, 10.0), ("recovered", "x", ppl)):
+        found.append(placed(Record("perplexity", value, task="neutral"), stage, None, removal))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"recovered": 0, "rank": 500}, "removed"),
+        ({"recovered": 0, "rank": 1}, "suppressed"),
+        ({"recovered": 0, "rank": 500, "revived": 30}, "suppressed"),
+        ({"recovered": 64, "rank": 1}, "kept"),
+        ({"recovered": 30, "rank": 1}, "reduced"),
+        ({"recovered": 0, "rank": 500, "ppl": 11.5}, "ruined"),
+        ({"recovered": 0, "rank": 500, "accuracy": (90, 90, 70)}, "ruined"),
+        ({"recovered": 0, "rank": 500, "distinct": False}, "claim-lost"),
+    ],
+)
+def test_the_word_follows_the_numbers(given: dict[str, Any], word: str) -> None:
+    drawn = [r for r in judge(study(**given), 1e-6) if r.measure == "removal"]
+    assert [(r.stage, r.control, r.verdict) for r in drawn] == [("recovered", None, word)]
+    assert drawn[0].implant == "m" and drawn[0].confidence == 0.95
+
+
+def test_a_mark_that_ruined_the_model_is_told() -> None:
+    drawn = next(r for r in judge(study(0, 500, accuracy=(90, 70, 70)), 1e-6) if r.measure == "removal")
+    assert drawn.verdict == "ruined" and str(drawn.reason).endswith("The mark alone left 50 % of the base's utility.")
+
+
+def test_claims_follow_the_committed_draw() -> None:
+    found = {r.stage: r for r in judge(study(2, 500), 1e-6) if r.measure == "ownership" and r.control is None}
+    assert found["fingerprinted"].verdict == "owned" and found["fingerprinted"].detail["tau"] == 6  # of 64, 1 in 256
+    assert found["recovered"].verdict == "refuted"
+    dependent = [r for r in judge(study(64, 1, distinct=False), 1e-6) if r.measure == "ownership"]
+    assert {r.verdict for r in dependent if r.stage == "recovered"} == {"not-shown"}
+
+
+def test_numbers_that_do_not_fit_together_are_undecided() -> None:
+    records = study(0, 500)
+    for record in records:
+        if record.measure == "hit-rate" and record.stage == "recovered":
+            record.detail["keys"] = record.detail["keys"][:10]
+    drawn = [r for r in judge(records, 1e-6) if r.measure == "removal"]
+    assert [r.verdict for r in drawn] == ["undecided"] and "no verdict could be drawn" in str(drawn[0].reason)
