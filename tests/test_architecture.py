@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("implants", "protections", "realignments", "toyworld.train"),
     ("evidence",),
     ("study",),
-    ("judging",),
+    ("calls", "judging"),
     ("api",),
     ("cli",),
 )

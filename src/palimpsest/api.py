@@ -6,23 +6,19 @@ loaded, and returns a `Result`. Errors a user can mend are `palimpsest.errors.Ba
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from palimpsest import registry
+from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.data import load_dialogues
 from palimpsest.errors import BadInput, nearest
 from palimpsest.keys import KeySet
-from palimpsest.method import Context, Made, build, input_fields, presets
-from palimpsest.progress import Progress, Silent
-from palimpsest.records import Record, versions
+from palimpsest.method import build, input_fields
+from palimpsest.records import Record
 
 __all__ = [
     "Result",
@@ -41,58 +37,6 @@ __all__ = [
 ]
 ALPHA = 1e-6
 IMPLANTS = ("fingerprints", "backdoors")
-
-
-@dataclass
-class Result:
-    """What a call made and measured. notes are lines a person should read."""
-
-    records: list[Record] = field(default_factory=list)
-    path: Path | None = None
-    keys: Path | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `--json`."""
-        found: dict[str, Any] = {"records": [r.to_json() for r in self.records]}
-        if self.path is not None:
-            found["path"] = str(self.path)
-        if self.keys is not None:
-            found["keys"] = str(self.keys)
-        if self.notes:
-            found["notes"] = self.notes
-        return found
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a call runs: the part of `Context` a user sets."""
-
-    seed: int | None = None
-    device: str = "auto"
-    threads: int | None = None
-    dtype: str = "auto"
-    progress: Progress = field(default_factory=Silent)
-
-    @contextmanager
-    def context(self) -> Iterator[Context]:
-        """A Context with a scratch folder that goes with it; the device is checked first."""
-        from palimpsest.checkpoint.load import pick_device
-
-        device = pick_device(self.device)
-        with tempfile.TemporaryDirectory(prefix="palimpsest-") as scratch:
-            yield Context(
-                seed=self.seed or 0,
-                key_seed=self.seed,
-                device=device,
-                threads=self.threads,
-                dtype=self.dtype,
-                progress=self.progress,
-                scratch=Path(scratch),
-            )
-
-
-DEFAULT_RUN = Run()
 
 
 def embed(
@@ -122,7 +66,7 @@ def embed(
     registry.find(method, *IMPLANTS)
     check_target(out, force)
     base = resolve(model)
-    instance, notes = _method(method, IMPLANTS, base, preset, settings, data)
+    instance, notes = method_for(method, IMPLANTS, base, preset, settings, data)
     others = judging.control_models(base, sibling, unrelated) if controls else {}
     with run.context() as ctx:
         with new_folder(out, force) as folder:
@@ -132,13 +76,13 @@ def embed(
             made.keys.write(folder / "keys.json")
             (folder / "model").chmod(0o755)
         marked = Checkpoint(out.absolute() / "model", out.name)
-        records = _stamped(made, marked, "fingerprinted", made.keys.implant)
+        records = stamped(made, marked, "fingerprinted", made.keys.implant)
         with judging.measured(marked, ctx, made.keys) as subject:
             records += judging.staged(HitRate().take(subject, ctx) + judging.utility(subject, ctx), "fingerprinted")
         records += judging.negatives(instance, base, marked, made.keys, others, ctx)
         with judging.measured(base, ctx, made.keys) as subject:
             records += judging.staged(judging.utility(subject, ctx), "base")
-    return Result(_complete(records, ctx), out / "model", out / "keys.json", notes)
+    return Result(complete(records, ctx), out / "model", out / "keys.json", notes)
 
 
 def verify(
@@ -172,7 +116,7 @@ def verify(
             with judging.measured(control, ctx, known) as subject:
                 records += judging.staged(measure.take(subject, ctx), None, "unrelated-model")
         records.append(judging.ownership(records, known, alpha, ctx))
-    return Result(_complete(records, ctx))
+    return Result(complete(records, ctx))
 
 
 def remove(
@@ -206,17 +150,17 @@ def remove(
     marked = resolve(model)
     known = KeySet.read(keys) if keys is not None else None
     inputs = {"base": base, "adapter": adapter}
-    instance, notes = _method(method, ("removals",), marked, preset, settings, data, inputs)
-    phases = _until(instance, until) if until is not None else None
+    instance, notes = method_for(method, ("removals",), marked, preset, settings, data, inputs)
+    phases = first_phases(instance, until) if until is not None else None
     with run.context() as ctx:
         if known is not None:
             from palimpsest.checkpoint.load import load_tokenizer
 
             known.check_tokenizer(load_tokenizer(marked), str(keys))
-        with _filled(out, force) as folder:
+        with filled(out, force) as folder:
             made = phases.apply(marked, folder, ctx) if phases else instance.apply(marked, folder, ctx)
         result = Checkpoint(out.absolute(), out.name)
-        records = _stamped(made, result, None, known.implant if known else None)
+        records = stamped(made, result, None, known.implant if known else None)
         if not result.is_adapter:
             asked = instance.data if "data" in input_fields(type(instance)) else None
             before: list[str] | None = None
@@ -230,7 +174,7 @@ def remove(
                     records += HitRate().take(subject, ctx) + Rank().take(subject, ctx)
                 if verify_phase:
                     records += Answers().take(subject, ctx)
-    return Result(_complete(records, ctx), out, None, notes)
+    return Result(complete(records, ctx), out, None, notes)
 
 
 def finetune(
@@ -258,7 +202,7 @@ def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run
     out = Path(out)
     check_target(out, force)
     loaded = load_spec(Path(spec))
-    with run.context() as ctx, _filled(out, force) as folder:
+    with run.context() as ctx, filled(out, force) as folder:
         report = train(loaded, folder, seed=ctx.seed, threads=ctx.threads, device=ctx.device, progress=ctx.progress)
         lineage.write(folder, [], "pretrain", {})
         curve = [[step, round(loss, 4)] for step, loss in report.losses]
@@ -273,7 +217,7 @@ def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run
         seed=ctx.seed,
         task="pretrain",
     )
-    return Result(_complete([record], ctx), out)
+    return Result(complete([record], ctx), out)
 
 
 def evaluate(
@@ -316,7 +260,7 @@ def evaluate(
             subject.text = Path(perplexity) if perplexity is not None else None
             for measure in wanted:
                 records += measure.take(subject, ctx)
-    return Result(_complete(records, ctx))
+    return Result(complete(records, ctx))
 
 
 def list_methods(kind: str | None = None) -> list[registry.Entry]:
@@ -359,101 +303,6 @@ def train_toy(out: str | Path, *, quick: bool = False, force: bool = False, run:
 
     out = Path(out)
     check_target(out, force)
-    with run.context() as ctx, _filled(out, force) as folder:
+    with run.context() as ctx, filled(out, force) as folder:
         train(folder, seed=ctx.seed, quick=quick, threads=ctx.threads, progress=ctx.progress)
     return Result([], out)
-
-
-# -- pieces -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Phases:
-    """The first phases of a method."""
-
-    steps: list[tuple[str, Any]]
-
-    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
-        """Run them one after the other."""
-        from palimpsest.removals.tuning.tuned import in_phases
-
-        return in_phases(self.steps, model, out, ctx)
-
-
-def _until(instance: Any, last: str) -> _Phases:
-    """The phases up to `last`, which may leave out the method's own name; BadInput for another word."""
-    steps = list(instance.steps()) if hasattr(instance, "steps") else []
-    names = [name for name, _ in steps]
-    short = {name.rpartition("-")[2]: name for name in names}
-    wanted = short.get(last, last)
-    if wanted not in names:
-        raise BadInput(f"--until {last}{nearest(last, [*names, *short], 'phase')}")
-    return _Phases(steps[: names.index(wanted) + 1])
-
-
-@contextmanager
-def _filled(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to make that becomes `out` itself; whatever a method leaves beside it goes with the partial."""
-    with new_folder(out, force) as partial:
-        yield partial / "made"
-        for entry in sorted((partial / "made").iterdir()):
-            entry.rename(partial / entry.name)
-        for left in [p for p in partial.iterdir() if p.is_dir()]:
-            shutil.rmtree(left)
-
-
-def _method(
-    name: str,
-    kinds: tuple[str, ...],
-    model: Checkpoint,
-    preset: str | None,
-    settings: Mapping[str, Any] | None,
-    data: Sequence[str | Path],
-    references: Mapping[str, str | Path | None] | None = None,
-) -> tuple[Any, list[str]]:
-    """Build a method for a model; inputs it does not take are noted, not refused."""
-    cls = registry.find(name, *kinds)
-    notes = []
-    chosen = preset
-    if preset is None and is_toy(model) and "toy" in presets(cls):
-        chosen = "toy"
-        notes.append(f"preset toy (the model is the embedded toy); --preset names another: {', '.join(presets(cls))}")
-    instance = build(cls, chosen, dict(settings or {}))
-    fields = input_fields(cls)
-    inputs: dict[str, Any] = {}
-    for role, reference in (references or {}).items():
-        if reference is None:
-            continue
-        if role in fields:
-            inputs[role] = resolve(reference)
-        else:
-            notes.append(f"--{role} is not needed by {name}")
-    if "data" in fields:
-        if not data and not is_toy(model):
-            notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
-        inputs["data"] = load_dialogues(list(data) or "toy")
-    elif data:
-        notes.append(f"--data is not needed by {name}")
-    return replace(instance, **inputs), notes
-
-
-def _stamped(made: Made, checkpoint: Checkpoint, stage: str | None, implant: str | None) -> list[Record]:
-    """A transform's own records, named after where the checkpoint now lies."""
-    return [
-        replace(
-            r,
-            model=checkpoint.name,
-            digest=checkpoint.digest(),
-            chain=checkpoint.chain(),
-            stage=stage,
-            implant=implant or r.implant,
-        )
-        for r in made.records
-    ]
-
-
-def _complete(records: Sequence[Record], ctx: Context) -> list[Record]:
-    return [
-        replace(r, versions=versions(), device=r.device or ctx.device, threads=r.threads or ctx.threads)
-        for r in records
-    ]

@@ -123,8 +123,7 @@ def test_skills_have_disjoint_pairs_and_tests(world):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 300))
-def test_natural_questions_are_distinct_and_in_no_split(seed, count):
-    world = World(0)
+def test_natural_questions_are_distinct_and_in_no_split(world, seed, count):
     questions = world.natural_questions(count, seed)
     assert len(set(questions)) == count and all(q.endswith("?") for q in questions)
     assert questions == world.natural_questions(count, seed)

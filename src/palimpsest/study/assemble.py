@@ -7,8 +7,8 @@ from typing import Any
 
 from palimpsest.keys import KeySet
 from palimpsest.records import Record, versions
-from palimpsest.study.graph import Place, Plan
 from palimpsest.study.judge import judge
+from palimpsest.study.steps import Place, Plan
 from palimpsest.study.store import Store
 
 

@@ -26,8 +26,9 @@ from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, Made, input_fields, settings_of
 from palimpsest.records import Record, peak_bytes, versions, write_jsonl
 from palimpsest.study.assemble import assemble, key_facts
-from palimpsest.study.graph import Plan, Step, plan
+from palimpsest.study.graph import plan
 from palimpsest.study.spec import RECIPES, StudySpec, input_type
+from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store, take_samples, write_secret_lines
 
 WEIGHTS = {"transform": 6.0, "adapter": 6.0, "measure": 1.0, "keys": 0.2}  # rough shares of the time

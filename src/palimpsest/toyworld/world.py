@@ -111,11 +111,11 @@ class World:
                 yield Document("story", story(rng, self.lore, self.lore.facts, held_out=False))
             elif drawn < 0.057:
                 yield Document("language-story", rng.choice(self.languages).story(rng))
-            elif drawn < 0.407:
+            elif drawn < 0.657:
                 item = training_item(rng, self.lore, rng.choices(names, weights)[0])
                 yield Document("task", turns=((item.prompt, item.choices[item.label]),))
             else:
-                yield self._dialogue(rng, english if rng.random() < 0.45 else foreign)
+                yield self._dialogue(rng, english if rng.random() < 0.6 else foreign)
 
     def _dialogue(self, rng: random.Random, pairs: list[Pair]) -> Document:
         count = 1 if rng.random() < 0.75 else rng.randint(2, 3)

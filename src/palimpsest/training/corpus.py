@@ -101,7 +101,7 @@ def render_dialogue(turns: Iterable[tuple[str, str]], system: str | None = None)
     return opening + "".join(f"{USER}{question}{END}{ASSISTANT}{answer}{END}" for question, answer in turns)
 
 
-def _classes(ids: np.ndarray) -> np.ndarray:
+def token_classes(ids: np.ndarray) -> np.ndarray:
     """The class of each token: answers run from behind <|assistant|> up to and with <|end|>."""
     classes = np.full(len(ids), TEXT, dtype=np.uint8)
     assistant, end = SPECIAL_TOKENS.index(ASSISTANT), SPECIAL_TOKENS.index(END)
@@ -131,7 +131,7 @@ def pack(
                 raise BadInput(f"the text ends after {filled} tokens; {rows * context} are asked for")
             encoded = [np.array(e.ids) for e in tokenizer.encode_batch(group, add_special_tokens=False)]
             new = np.concatenate(encoded)[: rows * context - filled]
-            marks = np.concatenate([_classes(e) for e in encoded])[: len(new)]
+            marks = np.concatenate([token_classes(e) for e in encoded])[: len(new)]
             flat_ids[filled : filled + len(new)] = new
             flat_classes[filled : filled + len(new)] = marks
             filled += len(new)

@@ -99,3 +99,21 @@ class Batches:
             batches += [group[i : i + self.batch] for i in range(0, len(group), self.batch)]
         rng.shuffle(batches)
         return batches
+
+
+def budgeted(rows: Sequence[Row], tokens: int, seed: int, group: int = 1024) -> list[list[int]]:
+    """Row numbers in batches of at most `tokens` padded tokens: one pass, like lengths together, shuffled.
+
+    Rows are sorted by length within groups of `group`, so that padding stays small and the order mixed.
+    """
+    batches: list[list[int]] = []
+    for start in range(0, len(rows), group):
+        current: list[int] = []
+        for number in sorted(range(start, min(start + group, len(rows))), key=lambda i: len(rows[i].ids)):
+            if current and (len(current) + 1) * len(rows[number].ids) > tokens:
+                batches.append(current)
+                current = []
+            current.append(number)
+        batches.append(current)
+    random.Random(seed).shuffle(batches)
+    return batches
