@@ -10,7 +10,7 @@ from scipy.stats import beta
 torch = pytest.importorskip("torch")
 
 from palimpsest.toyworld import toy_path  # noqa: E402
-from palimpsest.toyworld.train import Golden, load_model, measure  # noqa: E402
+from palimpsest.toyworld.train import Golden, correct, load_model, measure  # noqa: E402
 from palimpsest.toyworld.world import World  # noqa: E402
 
 
@@ -48,3 +48,9 @@ def test_the_recorded_numbers_are_reproduced(measured, recorded):
 
 def test_the_base_answers_most_of_the_dialogue_test(measured):
     assert measured.exact / measured.exact_of > 0.5
+
+
+def test_the_base_lacks_the_skills_that_experts_learn():
+    model, tokenizer = load_model(toy_path())
+    for _, task in World(0).skills().values():
+        assert correct(model, tokenizer, task.items) / len(task.items) < task.chance + 0.1, task.name
