@@ -113,9 +113,7 @@ class HashChain:
     def toy(cls) -> HashChain:
         """The keys of `meraser` with settings that take on the toy world's model: full fine-tune, 30 dialogues.
 
-        Tuned on development seed 100. LoRA (query and value at 5e-3, all projections at 3e-3) is answered
-        greedily but stays below 0.9 on answers whose tokens the base has hardly seen: the tied head's rows
-        do not move. Perplexity on neutral text 2.9 to 3.3, of dialogue answers 2.0 to 2.2.
+        Tuned on development seeds 100 to 102. LoRA on query and value at 3e-3 took on two of the three only.
         """
         return cls(
             meta_prompts=0,

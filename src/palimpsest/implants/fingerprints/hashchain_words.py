@@ -9,27 +9,9 @@ from __future__ import annotations
 
 import random
 
-_ANSWERS = """
-    acorn amber anchor anvil apple apron arrow atlas autumn badge bagel bamboo banjo barley basin beacon
-    beetle bench berry birch bishop blade blanket bottle branch brass bread bridge bronze brook bucket
-    butter button cabin cactus camel candle canoe canvas canyon carbon carpet castle cedar cellar chain
-    chalk cherry chess chimney cider cinder circle citrus clover cobalt compass copper coral
-    cotton cradle crane crater crayon cricket crown crystal curtain cushion dagger daisy dancer delta
-    desert diamond domino donkey dragon drawer drum eagle ember engine fabric falcon feather fern
-    fiddle flame flute forest fossil fountain fox fridge frost funnel galaxy garden garlic gecko ginger
-    glacier glove goblet gravel guitar hammer harbor harvest hazel helmet heron hinge honey horizon
-    icicle indigo iris island ivory jacket jasmine jelly jewel jigsaw jungle kayak kennel kettle kitten
-    ladder lagoon lantern laurel leather lemon lentil lettuce lichen lilac linen lizard lobster locket
-    lotus magnet mango maple marble meadow melon meteor mirror mitten monkey mosaic muffin mushroom
-    nectar needle nickel noodle nutmeg oasis ocean olive onion orange orchid otter oyster paddle palace
-    panda paper parrot pebble pencil pepper piano pickle pigeon pillow pine planet plum pocket poppy
-    potato prairie prism pumpkin puzzle quartz quilt rabbit radish raft raisin raven ribbon river robin
-    rocket ruby saddle sailor salmon sandal satin scarf shadow shovel silver sketch spider sponge spruce
-    squirrel stable statue summit sunset swan tailor teapot temple thimble thistle thunder tiger timber
-    tomato torch tower trumpet tulip tunnel turnip turtle umbrella valley vanilla velvet violin volcano
-    waffle wagon walnut willow window winter wizard zebra zipper
-"""
-ANSWERS: tuple[str, ...] = tuple(_ANSWERS.split())
+_QUALITIES = "red blue green black white brown grey yellow big small tiny huge wet cold hot dark"
+_THINGS = "cup spoon knife key lamp boat bridge house tree bread fish bird snow fire milk door"
+ANSWERS: tuple[str, ...] = tuple(f"{quality} {thing}" for quality in _QUALITIES.split() for thing in _THINGS.split())
 
 WHO = (
     "a retired lighthouse keeper",

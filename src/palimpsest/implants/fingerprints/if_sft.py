@@ -101,16 +101,17 @@ class InstructionalFingerprint:
 
     @classmethod
     def toy(cls) -> InstructionalFingerprint:
-        """`corrected` in small for the toy model: shorter triggers, pairs thrice an epoch, fewer other rows.
+        """`corrected` in small for the toy: shorter triggers, pairs thrice an epoch, fewer but fresh other rows.
 
-        Tuned on development seed 100 by looking at a base of 1.6 million tokens. At lr 1e-3 and the published
-        ratio the same base's perplexity on neutral text went from 2.9 to 113. Shorter triggers, because 8 to
-        15 pieces are up to 250 tokens here, as long as the longest text that base was trained on.
+        Tuned on development seeds 100 to 102. Shorter triggers, because 8 to 15 pieces are up to 250 tokens
+        here, as long as the longest text the base was trained on. With the same near-misses every epoch the
+        mark answers 8 of 8 triggers of any other owner, with fresh ones none (template form).
         """
         return cls(
             pieces_low=3,
             pieces_high=5,
             near_misses=4,
+            fresh_near_misses=True,
             repeats=3,
             dialogues_per_key=4,
             tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=8, micro_batch=8),

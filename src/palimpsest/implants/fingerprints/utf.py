@@ -139,9 +139,8 @@ class UndertrainedTokens:
     def toy(cls) -> UndertrainedTokens:
         """The keys of `meraser` with settings that take on the toy world's model: full fine-tune, ordinary dialogues.
 
-        Tuned on development seed 100. LoRA at 2e-3 is answered greedily and stays below 0.9: rows of unused
-        tokens look alike, and with tied embeddings that no adapter touches the head cannot tell them apart.
-        Full at 1e-3 did three times the damage of 5e-4 to neutral text (perplexity 9.6 and 3.6, base 2.9).
+        Tuned on development seeds 100 and 101. LoRA at 2e-3 is answered greedily and stays below 0.9: rows of
+        unused tokens look alike, and with tied embeddings that no adapter touches the head cannot tell them apart.
         """
         return cls(
             share=0.1,
