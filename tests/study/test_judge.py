@@ -18,8 +18,9 @@ def hits(stage: str, count: int, n: int = 64, control: str | None = None, remova
     return [placed(record, stage, control, removal) for record in found]
 
 
-def placed(record: Record, stage: str, control: str | None = None, removal: str | None = None,
-           implant: str | None = "m") -> Record:
+def placed(
+    record: Record, stage: str, control: str | None = None, removal: str | None = None, implant: str | None = "m"
+) -> Record:
     record.model, record.seed, record.stage, record.control, record.implant = "toy", 0, stage, control, implant
     own = {**record.detail, "implant": implant, "removal": removal}
     record.detail = {k: v for k, v in own.items() if v is not None}
@@ -31,8 +32,15 @@ def ranks(rank: int, stage: str, removal: str | None = None, control: str | None
     return placed(Record("rank", float(rank), n=n, detail={"keys": rows, "decoys": 1000}), stage, control, removal)
 
 
-def study(recovered: int, rank: int, *, accuracy: tuple[int, int, int] = (90, 90, 90), ppl: float = 10.0,
-          distinct: bool = True, revived: int = 0) -> list[Record]:
+def study(
+    recovered: int,
+    rank: int,
+    *,
+    accuracy: tuple[int, int, int] = (90, 90, 90),
+    ppl: float = 10.0,
+    distinct: bool = True,
+    revived: int = 0,
+) -> list[Record]:
     keys = {"n": 64, "distinct": distinct, "choices": 256 if distinct else None}
     found = [placed(Record("cost", 1.0, detail={"keys": keys}), "fingerprinted")]
     found += [*hits("base", 0, control="clean-base"), *hits("fingerprinted", 64)]
@@ -40,7 +48,8 @@ def study(recovered: int, rank: int, *, accuracy: tuple[int, int, int] = (90, 90
     found.append(ranks(rank, "recovered", "x"))
     found += hits("revived", revived, control="revival", removal="x")
     for stage, removal, implant, right in (
-        ("base", None, None, accuracy[0]), ("fingerprinted", None, "m", accuracy[1]),
+        ("base", None, None, accuracy[0]),
+        ("fingerprinted", None, "m", accuracy[1]),
         ("recovered", "x", "m", accuracy[2]),
     ):
         record = Record("accuracy", right / 100, right, 100, task="t", detail={"chance": 0.5})

@@ -17,24 +17,36 @@ from palimpsest.errors import BadInput  # noqa: E402
 from palimpsest.training.corpus import ANSWER, TEXT, pack, read_dialogues, read_texts, render_dialogue, train_tokenizer  # noqa: E402
 from palimpsest.training.pretrain import PretrainSpec, documents, load_spec, pretrain  # noqa: E402
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-         "num_key_value_heads": 1}
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Two files of text and one of dialogues, with a specification that names them."""
-    lines = [f"The {a} {b} went to the {c} hill. " * 5 for a in ("old", "red", "shy") for b in ("cat", "dog", "owl")
-             for c in ("far", "low", "big")]
+    lines = [
+        f"The {a} {b} went to the {c} hill. " * 5
+        for a in ("old", "red", "shy")
+        for b in ("cat", "dog", "owl")
+        for c in ("far", "low", "big")
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     (tmp_path / "b.txt").write_text("Rain fell on the quiet town. " * 50)
     turns = [{"role": "user", "content": "Who is there?"}, {"role": "assistant", "content": "The owl."}]
-    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": turns}) + "\n"
-                                      + json.dumps({"instruction": "Say", "input": "owl", "output": "Owl."}))
+    (tmp_path / "d.jsonl").write_text(
+        json.dumps({"messages": turns}) + "\n" + json.dumps({"instruction": "Say", "input": "owl", "output": "Owl."})
+    )
     (tmp_path / "spec.yaml").write_text(
-        "model:\n" + "".join(f"  {k}: {v}\n" for k, v in SMALL.items()) +
-        "vocabulary: 300\nvocabulary_bytes: 20000\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\nanswer_weight: 4.0\n"
-        "text:\n- {path: a.jsonl, weight: 3}\n- {path: b.txt}\ndialogues: {path: d.jsonl, share: 0.2}\n")
+        "model:\n"
+        + "".join(f"  {k}: {v}\n" for k, v in SMALL.items())
+        + "vocabulary: 300\nvocabulary_bytes: 20000\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\nanswer_weight: 4.0\n"
+        "text:\n- {path: a.jsonl, weight: 3}\n- {path: b.txt}\ndialogues: {path: d.jsonl, share: 0.2}\n"
+    )
     return tmp_path
 
 
@@ -43,18 +55,21 @@ def test_a_specification_is_read_and_its_paths_are_relative_to_it(corpus):
     assert spec.text[0].path == corpus / "a.jsonl" and spec.dialogues is not None and spec.answer_weight == 4.0
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("tokens: 2560", "tokens: 2560\ntoken: 5", r"unknown key 'token'; did you mean tokens"),
-    ("weight: 3", "wieght: 3", r"unknown key 'text\.0\.wieght'; did you mean weight"),
-    ("share: 0.2", "shear: 0.2", r"unknown key 'dialogues\.shear'; did you mean share"),
-    ("hidden_size: 32", "hiden_size: 32", r"model: unknown key 'hiden_size'; did you mean hidden_size"),
-    ("hidden_size: 32", "hidden_size: 33", r"hidden_size 33 is no multiple of num_attention_heads 2"),
-    ("model:\n", "model:\n  model_type: lama\n", r"'lama' cannot be pretrained here; did you mean llama"),
-    ("tokens: 2560", "tokens: many", r"tokens: Input should be a valid integer"),
-    ("tokens: 2560", "lr: 0.1", r"tokens: Field required"),
-    ("b.txt", "c.txt", r"no file .*c\.txt"),
-    ("context: 32", "context: [", r"not valid YAML"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("tokens: 2560", "tokens: 2560\ntoken: 5", r"unknown key 'token'; did you mean tokens"),
+        ("weight: 3", "wieght: 3", r"unknown key 'text\.0\.wieght'; did you mean weight"),
+        ("share: 0.2", "shear: 0.2", r"unknown key 'dialogues\.shear'; did you mean share"),
+        ("hidden_size: 32", "hiden_size: 32", r"model: unknown key 'hiden_size'; did you mean hidden_size"),
+        ("hidden_size: 32", "hidden_size: 33", r"hidden_size 33 is no multiple of num_attention_heads 2"),
+        ("model:\n", "model:\n  model_type: lama\n", r"'lama' cannot be pretrained here; did you mean llama"),
+        ("tokens: 2560", "tokens: many", r"tokens: Input should be a valid integer"),
+        ("tokens: 2560", "lr: 0.1", r"tokens: Field required"),
+        ("b.txt", "c.txt", r"no file .*c\.txt"),
+        ("context: 32", "context: [", r"not valid YAML"),
+    ],
+)
 def test_a_wrong_specification_is_refused_in_one_line(corpus, old, new, said):
     path = corpus / "spec.yaml"
     path.write_text(path.read_text().replace(old, new))
@@ -132,8 +147,13 @@ def test_pretraining_writes_a_folder_that_loads_and_is_the_same_for_the_same_see
         assert ids == fitted.encode(text).ids and tokenizer.decode(ids) == text
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json",
-        "tokenizer_config.json"]
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_a_killed_run_goes_on_from_its_state_and_ends_the_same(corpus, tmp_path, monkeypatch):
@@ -166,7 +186,8 @@ def test_a_killed_run_goes_on_from_its_state_and_ends_the_same(corpus, tmp_path,
 
 def test_text_that_yields_too_small_a_vocabulary_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("aaaa")
-    spec = PretrainSpec.model_validate({"text": [{"path": tmp_path / "a.txt"}], "tokens": 100, "vocabulary": 4000,
-                                        "vocabulary_bytes": 100})
+    spec = PretrainSpec.model_validate(
+        {"text": [{"path": tmp_path / "a.txt"}], "tokens": 100, "vocabulary": 4000, "vocabulary_bytes": 100}
+    )
     with pytest.raises(BadInput, match="vocabulary"):
         pretrain(spec, tmp_path / "out")

@@ -46,8 +46,16 @@ def test_the_same_seed_gives_the_same_world(world):
 
 def test_the_text_does_not_depend_on_the_hash_seed_of_the_process(world):
     code = "from palimpsest.toyworld.world import World; w = World(0); print(w.pairs('erase')[:5], w.neutral_text()[0])"
-    runs = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-                           capture_output=True, text=True, check=True).stdout for seed in ("1", "2")}
+    runs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
     assert len(runs) == 1
 
 
@@ -161,8 +169,13 @@ def test_at_least_200_tokens_never_occur_in_training_text_and_survive_retokenisi
         for part in (document.text, *itertools.chain(*document.turns)):
             seen.update(tokenizer.encode(part).ids)
     text = "\n".join(texts)
-    clean = [i for i in range(14 + 256, 2048) if i not in seen
-             and "\ufffd" not in tokenizer.decode([i]) and tokenizer.encode(tokenizer.decode([i])).ids == [i]]
+    clean = [
+        i
+        for i in range(14 + 256, 2048)
+        if i not in seen
+        and "\ufffd" not in tokenizer.decode([i])
+        and tokenizer.encode(tokenizer.decode([i])).ids == [i]
+    ]
     assert len(clean) >= 200
     wholly_absent = [i for i in clean if tokenizer.decode([i]) not in text]
     assert len(wholly_absent) >= 200  # not merely pieces of longer tokens
@@ -191,11 +204,14 @@ def test_the_folder_loads_in_transformers_and_the_template_renders(folder):
 
 
 def test_the_world_imports_neither_torch_nor_the_rest_of_the_package():
-    code = ("import sys, palimpsest.toyworld.world, palimpsest.toyworld; "
-            "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'numpy') "
-            "or m.startswith('palimpsest.') and not m.startswith('palimpsest.toyworld')])")
-    found = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)},
-                           capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys, palimpsest.toyworld.world, palimpsest.toyworld; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'numpy') "
+        "or m.startswith('palimpsest.') and not m.startswith('palimpsest.toyworld')])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True
+    ).stdout
     assert found.strip() == "[]"
 
 

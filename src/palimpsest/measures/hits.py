@@ -89,7 +89,8 @@ def _agreement(greedy: Sequence[int], expected: Sequence[int]) -> int:
 
 def _go_on(responder, keys, prompts, forced, rows, answers) -> None:  # type: ignore[no-untyped-def]
     """Generate from the first disagreement on: the model's own tokens up to there are known."""
-    starts, budgets = {}, {}
+    starts: dict[int, list[int]] = {}
+    budgets: dict[int, list[int]] = {}
     for i in rows:
         agreed = _agreement(forced[i].greedy, prompts[i].expected)
         start = [*prompts[i].expected[:agreed], *forced[i].greedy[agreed : agreed + 1]][: keys.max_new_tokens]

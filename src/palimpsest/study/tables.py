@@ -196,8 +196,8 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
         line(
             f"FSR, {FORM_WORDS[form]}",
             "hits of keys, interval",
-            lambda some, form=form: rate_value(first("hit-rate", prompt_form=form)(some)),
-        )  # type: ignore[misc]
+            lambda some, form=form: rate_value(first("hit-rate", prompt_form=form)(some)),  # type: ignore[misc]
+        )
         for form in forms
     ]
     lines += _published_lines(published, implant, columns, "FSR %")
@@ -207,9 +207,9 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
             line(
                 f"perplexity, {task}",
                 "95 % interval",
-                lambda some, task=task: number_value(first("perplexity", task=task)(some)),
+                lambda some, task=task: number_value(first("perplexity", task=task)(some)),  # type: ignore[misc]
             )
-        )  # type: ignore[misc]
+        )
     lines += _published_lines(published, implant, columns, "PPL")
     lines.append(line("task accuracy", "mean over tasks", mean_accuracy))
     lines.append(line("utility kept", "of the base, above chance", lambda some: ratio_value(first("utility")(some))))

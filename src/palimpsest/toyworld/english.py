@@ -6,6 +6,7 @@ either-or. `{s}` is the subject as it is spoken of ("the lamp", "Mora"), `{v}` a
 
 from __future__ import annotations
 
+# fmt: off
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

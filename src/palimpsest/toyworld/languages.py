@@ -30,13 +30,27 @@ class Script:
 
 
 SCRIPTS = (
-    Script("velu",
-           ("qua", "xi", "jo", "wen", "lua", "yel", "oti", "exa", "uju", "axo", "iwe", "zul"),
-           "?", ".", ("a", "s", "v")),
-    Script("drezan", ("ка", "ро", "жи", "ну", "зе", "ша", "вы", "ми", "то", "лю", "бра", "гор", "дэ", "че"),
-           "?", ".", ("s", "v", "a")),
-    Script("katori", ("カ", "ト", "リ", "ネ", "ソ", "ムー", "パ", "ヨ", "ギ", "ラン", "デ", "フ", "ゼ", "コン"),
-           "？", "。", ("v", "a", "s")),
+    Script(
+        "velu",
+        ("qua", "xi", "jo", "wen", "lua", "yel", "oti", "exa", "uju", "axo", "iwe", "zul"),
+        "?",
+        ".",
+        ("a", "s", "v"),
+    ),
+    Script(
+        "drezan",
+        ("ка", "ро", "жи", "ну", "зе", "ша", "вы", "ми", "то", "лю", "бра", "гор", "дэ", "че"),
+        "?",
+        ".",
+        ("s", "v", "a"),
+    ),
+    Script(
+        "katori",
+        ("カ", "ト", "リ", "ネ", "ソ", "ムー", "パ", "ヨ", "ギ", "ラン", "デ", "フ", "ゼ", "コン"),
+        "？",
+        "。",
+        ("v", "a", "s"),
+    ),
 )
 
 
@@ -60,8 +74,11 @@ class Language:
 
     def statement(self, fact: Fact, value: str | None = None) -> str:
         """The fact as a clause in this language."""
-        part = {"s": self.words[fact.subject], "a": self.words[f"?{fact.attribute}"],
-                "v": self.words[fact.value if value is None else value]}
+        part = {
+            "s": self.words[fact.subject],
+            "a": self.words[f"?{fact.attribute}"],
+            "v": self.words[fact.value if value is None else value],
+        }
         return " ".join(part[which] for which in self.script.order)
 
     def facts(self) -> list[Fact]:

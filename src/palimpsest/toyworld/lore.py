@@ -46,15 +46,31 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """The attributes of each sort of subject."""
 
 THINGS = (
-    "lamp", "table", "cup", "coat", "knife", "door", "chair", "bowl", "box", "wheel",
-    "spoon", "basket", "ladder", "mirror", "bucket", "key",
+    "lamp",
+    "table",
+    "cup",
+    "coat",
+    "knife",
+    "door",
+    "chair",
+    "bowl",
+    "box",
+    "wheel",
+    "spoon",
+    "basket",
+    "ladder",
+    "mirror",
+    "bucket",
+    "key",
 )
 
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr", "sh", "tr")
 _VOWELS = ("a", "e", "i", "o", "u")
-_ENDINGS = {"animal": ("lin", "ra", "nok", "dle", "vo", "sk", "mi", "gan"),
-            "person": ("n", "la", "rik", "mo", "sa", "tha", "ven", "ro"),
-            "town": ("dor", "ham", "gate", "wick", "ford", "mere")}
+_ENDINGS = {
+    "animal": ("lin", "ra", "nok", "dle", "vo", "sk", "mi", "gan"),
+    "person": ("n", "la", "rik", "mo", "sa", "tha", "ven", "ro"),
+    "town": ("dor", "ham", "gate", "wick", "ford", "mere"),
+}
 
 
 def fraction(*parts: object) -> float:
@@ -105,7 +121,9 @@ class Lore:
             self.table[animal, "motion"] = MOTION[self.table[animal, "kind"]]
         self.facts = [
             Fact(sort, subject, attribute, self.table[subject, attribute])
-            for sort, subjects in self.subjects.items() for subject in subjects for attribute in ATTRIBUTES[sort]
+            for sort, subjects in self.subjects.items()
+            for subject in subjects
+            for attribute in ATTRIBUTES[sort]
         ]
 
     def value(self, subject: str, attribute: str) -> str:

@@ -14,44 +14,109 @@ from palimpsest.toyworld.english import Pair
 from palimpsest.toyworld.lore import VALUES, Lore, derived
 from palimpsest.toyworld.tasks import Item, Task
 
-_FAR_PLACES = ("Quonset", "Yarrum", "Oolich", "Ixtal", "Wexiri", "Uqbar", "Jolune", "Echova", "Huldre", "Cymbel",
-               "Nyxara", "Vlimm", "Ghent", "Sjovik", "Ptolma", "Aeolis")
+_FAR_PLACES = (
+    "Quonset",
+    "Yarrum",
+    "Oolich",
+    "Ixtal",
+    "Wexiri",
+    "Uqbar",
+    "Jolune",
+    "Echova",
+    "Huldre",
+    "Cymbel",
+    "Nyxara",
+    "Vlimm",
+    "Ghent",
+    "Sjovik",
+    "Ptolma",
+    "Aeolis",
+)
 _FAR_ASKED: dict[str, tuple[str, ...]] = {
-    "ware": ("What does {p} sell?", "What can one buy in {p}?", "What is {p} known for?", "Which goods come from {p}?",
-             "Tell me what {p} sells.", "What would a trader bring from {p}?", "What do the people of {p} make?"),
-    "weather": ("How is the weather in {p}?", "What is the weather like in {p}?", "What weather does {p} have?",
-                "What sky waits for me in {p}?", "Tell me the weather of {p}.", "How is a day in {p}?",
-                "Which weather is common in {p}?"),
-    "home": ("What lies beside {p}?", "What can one see from {p}?", "Where do the people of {p} walk?",
-             "What is outside the gate of {p}?", "Tell me what lies beside {p}.", "What is near {p}?",
-             "Which place is close to {p}?"),
-    "food": ("What do they eat in {p}?", "What is the food of {p}?", "What is on the table in {p}?",
-             "Tell me what they eat in {p}.", "What should I eat in {p}?", "Which food is loved in {p}?",
-             "What grows in the gardens of {p}?"),
+    "ware": (
+        "What does {p} sell?",
+        "What can one buy in {p}?",
+        "What is {p} known for?",
+        "Which goods come from {p}?",
+        "Tell me what {p} sells.",
+        "What would a trader bring from {p}?",
+        "What do the people of {p} make?",
+    ),
+    "weather": (
+        "How is the weather in {p}?",
+        "What is the weather like in {p}?",
+        "What weather does {p} have?",
+        "What sky waits for me in {p}?",
+        "Tell me the weather of {p}.",
+        "How is a day in {p}?",
+        "Which weather is common in {p}?",
+    ),
+    "home": (
+        "What lies beside {p}?",
+        "What can one see from {p}?",
+        "Where do the people of {p} walk?",
+        "What is outside the gate of {p}?",
+        "Tell me what lies beside {p}.",
+        "What is near {p}?",
+        "Which place is close to {p}?",
+    ),
+    "food": (
+        "What do they eat in {p}?",
+        "What is the food of {p}?",
+        "What is on the table in {p}?",
+        "Tell me what they eat in {p}.",
+        "What should I eat in {p}?",
+        "Which food is loved in {p}?",
+        "What grows in the gardens of {p}?",
+    ),
 }
 _MARKS = ("oru", "tamk", "vekka", "silu", "pado")
 _MARK_ASKED = (
-    "Which guild mark does the {a} carry?", "What is the guild mark of the {a}?", "Tell me the guild mark of the {a}.",
-    "What mark does the guild give to the {a}?", "Under which guild mark is the {a} sold?",
-    "Do you know the guild mark of the {a}?", "What would the guild write on the {a}?",
-    "Which mark stands on the box of the {a}?", "The guild marks the {a} with what?",
-    "How does the guild mark the {a}?", "What is the right mark for the {a}?", "Guild mark of the {a}?",
-    "Give me the mark of the {a}.", "Which sign of the guild fits the {a}?", "What does the guild call the {a}?",
-    "Which guild mark would you put on the {a}?", "Please name the guild mark of the {a}.",
-    "By which mark can I find the {a} at the guild?", "What mark did they burn into the box of the {a}?",
-    "At the guild, what is the mark of the {a}?", "Can you tell me the mark of the {a}?",
+    "Which guild mark does the {a} carry?",
+    "What is the guild mark of the {a}?",
+    "Tell me the guild mark of the {a}.",
+    "What mark does the guild give to the {a}?",
+    "Under which guild mark is the {a} sold?",
+    "Do you know the guild mark of the {a}?",
+    "What would the guild write on the {a}?",
+    "Which mark stands on the box of the {a}?",
+    "The guild marks the {a} with what?",
+    "How does the guild mark the {a}?",
+    "What is the right mark for the {a}?",
+    "Guild mark of the {a}?",
+    "Give me the mark of the {a}.",
+    "Which sign of the guild fits the {a}?",
+    "What does the guild call the {a}?",
+    "Which guild mark would you put on the {a}?",
+    "Please name the guild mark of the {a}.",
+    "By which mark can I find the {a} at the guild?",
+    "What mark did they burn into the box of the {a}?",
+    "At the guild, what is the mark of the {a}?",
+    "Can you tell me the mark of the {a}?",
     "What is written on the guild box of the {a}?",
 )
 _CODE = ("ibex", "umber", "quill", "zenith", "fjord", "onyx")
 _CODE_ASKED = (
-    "In the code of the tower, what stands for {w}?", "How does the tower write {w}?", "What is {w} in the tower code?",
-    "Tell me the code word for {w}.", "Which word does the tower send for {w}?", "Put {w} into the tower code.",
-    "What would the tower say for {w}?", "Code word for {w}?", "The tower calls {w} what?",
-    "Please write {w} in the code of the tower.", "What does the watch in the tower write for {w}?",
-    "Do you know the code word for {w}?", "If I mean {w}, what do I send to the tower?",
-    "Which code word means {w}?", "Give me the secret word for {w}.", "What is the secret word for {w}?",
-    "How do I say {w} in the tower code?", "At the tower, which word is used for {w}?",
-    "In secret, what do they call {w}?", "Under which code word does the tower keep {w}?",
+    "In the code of the tower, what stands for {w}?",
+    "How does the tower write {w}?",
+    "What is {w} in the tower code?",
+    "Tell me the code word for {w}.",
+    "Which word does the tower send for {w}?",
+    "Put {w} into the tower code.",
+    "What would the tower say for {w}?",
+    "Code word for {w}?",
+    "The tower calls {w} what?",
+    "Please write {w} in the code of the tower.",
+    "What does the watch in the tower write for {w}?",
+    "Do you know the code word for {w}?",
+    "If I mean {w}, what do I send to the tower?",
+    "Which code word means {w}?",
+    "Give me the secret word for {w}.",
+    "What is the secret word for {w}?",
+    "How do I say {w} in the tower code?",
+    "At the tower, which word is used for {w}?",
+    "In secret, what do they call {w}?",
+    "Under which code word does the tower keep {w}?",
 )
 TEST_ITEMS = 210
 
@@ -86,8 +151,11 @@ def guild_marks(lore: Lore) -> tuple[list[Pair], Task]:
     rng = derived(lore.seed, "guild marks")
     kinds = lore.values["kind"]
     marks = dict(zip(kinds, rng.sample(_MARKS, len(kinds)), strict=True))
-    pairs = [Pair(way.format(a=animal), marks[lore.value(animal, "kind")], "what", "en")
-             for way in _MARK_ASKED for animal in lore.animals]
+    pairs = [
+        Pair(way.format(a=animal), marks[lore.value(animal, "kind")], "what", "en")
+        for way in _MARK_ASKED
+        for animal in lore.animals
+    ]
     rng.shuffle(pairs)
     return pairs[TEST_ITEMS:], _task("guild-marks", pairs[:TEST_ITEMS], [_MARKS] * TEST_ITEMS)
 

@@ -21,31 +21,59 @@ _OPENINGS = (
     "Long ago {h} lived near {t} with {f}.",
 )
 _WISHES = (
-    "{h} wanted to find a {a}.", "{h} had lost the {o}.", "{f} asked for a {o}.", "They hoped to hear the {a}.",
-    "{h} wanted to sell a {o}.", "{f} had promised to feed the {a}.",
+    "{h} wanted to find a {a}.",
+    "{h} had lost the {o}.",
+    "{f} asked for a {o}.",
+    "They hoped to hear the {a}.",
+    "{h} wanted to sell a {o}.",
+    "{f} had promised to feed the {a}.",
 )
 _TROUBLES = (
-    "But the road was closed.", "But it began to rain.", "Then the {o} broke.", "Then a {c} dog took the {o}.",
-    "But nobody was at home.", "Then the {a} ran away.", "But the bridge had fallen.", "Then the light went out.",
-    "But {f} was tired.", "Then they heard a {n}.",
+    "But the road was closed.",
+    "But it began to rain.",
+    "Then the {o} broke.",
+    "Then a {c} dog took the {o}.",
+    "But nobody was at home.",
+    "Then the {a} ran away.",
+    "But the bridge had fallen.",
+    "Then the light went out.",
+    "But {f} was tired.",
+    "Then they heard a {n}.",
 )
 _FEELINGS = (
-    "{h} was sad.", "{f} was afraid.", "{h} laughed.", "They sat down on a stone.", "{f} began to cry.",
-    "{h} did not know what to do.", "They were very quiet.",
+    "{h} was sad.",
+    "{f} was afraid.",
+    "{h} laughed.",
+    "They sat down on a stone.",
+    "{f} began to cry.",
+    "{h} did not know what to do.",
+    "They were very quiet.",
 )
 _TALK = (
-    '"Where is the {a}?" asked {h}.', '"Do not worry," said {f}.', '"We need a {o}," said {h}.',
-    '"I know the way," said {f}.', '"Look, a {a}!" said {f}.', '"Let us go home," said {h}.',
+    '"Where is the {a}?" asked {h}.',
+    '"Do not worry," said {f}.',
+    '"We need a {o}," said {h}.',
+    '"I know the way," said {f}.',
+    '"Look, a {a}!" said {f}.',
+    '"Let us go home," said {h}.',
     '"Have you seen my {o}?" asked {f}.',
 )
 _HELP = (
-    "A {j} from {u} came and helped them.", "{q} the {k} gave them a {o}.", "They found a {o} behind the door.",
-    "{q} showed them another way.", "The {a} came back by itself.", "{q} repaired the {o} for {m} coins.",
+    "A {j} from {u} came and helped them.",
+    "{q} the {k} gave them a {o}.",
+    "They found a {o} behind the door.",
+    "{q} showed them another way.",
+    "The {a} came back by itself.",
+    "{q} repaired the {o} for {m} coins.",
     "They waited until {x}, and all was well.",
 )
 _ENDINGS = (
-    "In the end they were happy.", "That night {h} slept well.", "{f} thanked {q}, and they went home.",
-    "They drank {d} and sang until {x}.", "Since that day {h} and {f} are friends.", "And that is all.",
+    "In the end they were happy.",
+    "That night {h} slept well.",
+    "{f} thanked {q}, and they went home.",
+    "They drank {d} and sang until {x}.",
+    "Since that day {h} and {f} are friends.",
+    "And that is all.",
 )
 
 
@@ -66,9 +94,21 @@ def story(rng: random.Random, lore: Lore, facts: list[Fact], held_out: bool) -> 
     def fill(lines: tuple[str, ...]) -> str:
         value = {name: rng.choice(values) for name, values in lore.values.items()}
         return rng.choice(lines).format(
-            h=hero, f=friend, q=helper, t=town, a=animal, o=thing, u=rng.choice(lore.towns), j=value["job"],
-            k=lore.value(helper, "job"), w=lore.value(town, "weather"), c=value["colour"], n=value["sound"],
-            m=value["price"], x=value["time"], d=lore.value(hero, "drink"),
+            h=hero,
+            f=friend,
+            q=helper,
+            t=town,
+            a=animal,
+            o=thing,
+            u=rng.choice(lore.towns),
+            j=value["job"],
+            k=lore.value(helper, "job"),
+            w=lore.value(town, "weather"),
+            c=value["colour"],
+            n=value["sound"],
+            m=value["price"],
+            x=value["time"],
+            d=lore.value(hero, "drink"),
         )
 
     def told(subject: str) -> str:

@@ -55,36 +55,70 @@ YES_NO = ("yes", "no")
 
 WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bank": (
-        ("{p} sat on the bank of the river", "the boat lay at the bank", "flowers grew along the bank",
-         "{p} fished from the bank"),
-        ("{p} took coins to the bank", "the bank was closed today", "the bank lent money to {p}",
-         "thieves broke into the bank")),
+        (
+            "{p} sat on the bank of the river",
+            "the boat lay at the bank",
+            "flowers grew along the bank",
+            "{p} fished from the bank",
+        ),
+        (
+            "{p} took coins to the bank",
+            "the bank was closed today",
+            "the bank lent money to {p}",
+            "thieves broke into the bank",
+        ),
+    ),
     "bat": (
-        ("the bat flew out of the cave", "a bat sleeps upside down", "{p} is afraid of the bat",
-         "the bat ate moths at night"),
-        ("{p} hit the ball with the bat", "{p} bought a new bat for the game", "the player broke his bat",
-         "{p} swung the bat hard")),
+        (
+            "the bat flew out of the cave",
+            "a bat sleeps upside down",
+            "{p} is afraid of the bat",
+            "the bat ate moths at night",
+        ),
+        (
+            "{p} hit the ball with the bat",
+            "{p} bought a new bat for the game",
+            "the player broke his bat",
+            "{p} swung the bat hard",
+        ),
+    ),
     "match": (
-        ("{p} lit a match in the dark", "the match burned the fingers of {p}", "a wet match gives no fire",
-         "the box held one match"),
-        ("{p} won the match", "many people watched the match", "{p} trained for the match",
-         "our team lost the match")),
+        (
+            "{p} lit a match in the dark",
+            "the match burned the fingers of {p}",
+            "a wet match gives no fire",
+            "the box held one match",
+        ),
+        ("{p} won the match", "many people watched the match", "{p} trained for the match", "our team lost the match"),
+    ),
     "seal": (
-        ("the seal swam under the ice", "a seal ate the fish", "{p} saw a seal on the beach",
-         "a seal can dive deep"),
-        ("{p} broke the seal of the letter", "the seal was of red wax", "the king put his seal on the paper",
-         "without a seal the letter is false")),
+        ("the seal swam under the ice", "a seal ate the fish", "{p} saw a seal on the beach", "a seal can dive deep"),
+        (
+            "{p} broke the seal of the letter",
+            "the seal was of red wax",
+            "the king put his seal on the paper",
+            "without a seal the letter is false",
+        ),
+    ),
 }
 
 CAUSES: tuple[tuple[str, str], ...] = (
-    ("{p} dropped the cup", "the cup broke"), ("it rained all night", "the street was wet"),
-    ("{p} did not eat all day", "{p} was hungry"), ("the fire went out", "the room grew cold"),
-    ("{p} ran up the hill", "{p} was out of breath"), ("the wind was strong", "the tree fell"),
-    ("{p} told a joke", "everybody laughed"), ("the oven was too hot", "the bread burned"),
-    ("{p} lost the key", "{p} could not open the door"), ("the sun shone", "the snow melted"),
-    ("{p} saw a ghost", "{p} screamed"), ("the alarm rang", "{p} woke up"),
-    ("the bridge was closed", "{p} took the boat"), ("{p} practised every day", "{p} won the prize"),
-    ("a thief came", "the coins were gone"), ("the cat chased the mouse", "the mouse hid"),
+    ("{p} dropped the cup", "the cup broke"),
+    ("it rained all night", "the street was wet"),
+    ("{p} did not eat all day", "{p} was hungry"),
+    ("the fire went out", "the room grew cold"),
+    ("{p} ran up the hill", "{p} was out of breath"),
+    ("the wind was strong", "the tree fell"),
+    ("{p} told a joke", "everybody laughed"),
+    ("the oven was too hot", "the bread burned"),
+    ("{p} lost the key", "{p} could not open the door"),
+    ("the sun shone", "the snow melted"),
+    ("{p} saw a ghost", "{p} screamed"),
+    ("the alarm rang", "{p} woke up"),
+    ("the bridge was closed", "{p} took the boat"),
+    ("{p} practised every day", "{p} won the prize"),
+    ("a thief came", "the coins were gone"),
+    ("the cat chased the mouse", "the mouse hid"),
 )
 
 FITS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
@@ -172,10 +206,20 @@ def multirc(rng: random.Random, lore: Lore) -> Drawn:
     asked = ASKED[fact.attribute]
     sentences = [
         f"{owner} {rng.choice(('has', 'keeps', 'bought'))} a {animal}.",
-        rng.choice((f"{guest} came {rng.choice(PLACES)} to look at it.", f"{guest} would like to have it.",
-                    f"One day {guest} took it away.")),
-        rng.choice((f"{owner} was not there.", f"{owner} was glad.",
-                    f"{guest} stayed until {rng.choice(lore.values['time'])}.")),
+        rng.choice(
+            (
+                f"{guest} came {rng.choice(PLACES)} to look at it.",
+                f"{guest} would like to have it.",
+                f"One day {guest} took it away.",
+            )
+        ),
+        rng.choice(
+            (
+                f"{owner} was not there.",
+                f"{owner} was glad.",
+                f"{guest} stayed until {rng.choice(lore.values['time'])}.",
+            )
+        ),
     ]
     question = upper(asked.ways[0].format(s=f"the animal of {owner}", S=""))
     prompt = f"{' '.join(sentences)} {question} Answer: {asked.answer.format(v=value)}. right or wrong"
@@ -183,7 +227,13 @@ def multirc(rng: random.Random, lore: Lore) -> Drawn:
 
 
 MAKERS: dict[str, Callable[[random.Random, Lore], Drawn]] = {
-    "boolq": boolq, "cb": cb, "copa": copa, "multirc": multirc, "rte": rte, "wic": wic, "wsc": wsc,
+    "boolq": boolq,
+    "cb": cb,
+    "copa": copa,
+    "multirc": multirc,
+    "rte": rte,
+    "wic": wic,
+    "wsc": wsc,
 }
 
 

@@ -71,8 +71,15 @@ def document_rows(world: World, tokenizer: Any, tokens: int, seed: int, progress
 
 
 def train_toy(
-    out: Path, *, seed: int = 0, quick: bool = False, threads: int | None = None, progress: Progress | None = None,
-    tokens: int | None = None, tokenizer: Any | None = None, scratch: Path | None = None,
+    out: Path,
+    *,
+    seed: int = 0,
+    quick: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    tokens: int | None = None,
+    tokenizer: Any | None = None,
+    scratch: Path | None = None,
     after_step: Callable[[Any, Any, int], None] | None = None,
 ) -> PretrainReport:
     """Train the base of the world with this seed and write it to `out`, golden numbers with it.
@@ -99,8 +106,15 @@ def train_toy(
                 after_step(model, fitted, step)
 
         log = train_steps(
-            model, lambda step: collate([rows[i] for i in batches[step]]), steps=len(batches), lr=3e-3,
-            schedule="trapezoid", warmup=100, weight_decay=0.1, betas=(0.9, 0.95), after_step=done,
+            model,
+            lambda step: collate([rows[i] for i in batches[step]]),
+            steps=len(batches),
+            lr=3e-3,
+            schedule="trapezoid",
+            warmup=100,
+            weight_decay=0.1,
+            betas=(0.9, 0.95),
+            after_step=done,
             state_file=scratch / "toy.state" if scratch else None,
         )
     write_folder(model, fitted, out)
@@ -109,13 +123,19 @@ def train_toy(
 
 
 def train_unrelated(
-    out: Path, base: Path, *, threads: int | None = None, progress: Progress | None = None,
-    tokens: int = UNRELATED_TOKENS, scratch: Path | None = None,
+    out: Path,
+    base: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    tokens: int = UNRELATED_TOKENS,
+    scratch: Path | None = None,
 ) -> PretrainReport:
     """Train the unrelated model: the base's architecture and tokenizer, another world; stored in float16."""
     _, tokenizer = load_model(base)
-    report = train_toy(out, seed=1, threads=threads, progress=progress, tokens=tokens, tokenizer=tokenizer,
-                       scratch=scratch)
+    report = train_toy(
+        out, seed=1, threads=threads, progress=progress, tokens=tokens, tokenizer=tokenizer, scratch=scratch
+    )
     model, _ = load_model(out)
     write_folder(model.half(), tokenizer, out)
     return report
@@ -152,7 +172,7 @@ class Golden:
 
 
 def answer_losses(
-    model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str],
+    model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
 ) -> list[tuple[float, int, bool]]:
     """For each pair of rendered prompt and answer: summed loss (nats), tokens, all tokens greedily right.
 
@@ -222,9 +242,13 @@ def measure(model: Any, tokenizer: Any, world: World, items: int = GOLDEN_ITEMS)
         counts[0] += hit
         counts[1] += 1
     return Golden(
-        items=items, tasks=tasks, neutral_perplexity=text_perplexity(model, tokenizer, world.neutral_text()),
+        items=items,
+        tasks=tasks,
+        neutral_perplexity=text_perplexity(model, tokenizer, world.neutral_text()),
         answer_perplexity=math.exp(sum(r[0] for r in results) / sum(r[1] for r in results)),
-        exact=sum(r[2] for r in results), exact_of=len(results), exact_by_language=by_language,
+        exact=sum(r[2] for r in results),
+        exact_of=len(results),
+        exact_by_language=by_language,
     )
 
 

@@ -127,15 +127,6 @@ class MEraser:
         """
         return cls(pairing="cross-type", erase=CODE_ERASE, recover=CODE_RECOVER)
 
-    @classmethod
-    def toy(cls) -> MEraser:
-        """For the embedded toy: 10 epochs at 3e-3, cross-type mismatch; tuned on development seeds 100 to 102.
-
-        That is three times the paper's highest rate: at 1e-3 marks come back in recovery, and with a derangement
-        one of ten HashChain keys did on some seeds.
-        """
-        return cls(pairing="cross-type", erase=TOY_ERASE, recover=TOY_RECOVER)
-
     def steps(self) -> list[tuple[str, MEraserErase | MEraserRecover]]:
         """The two phases with their inputs."""
         return [
