@@ -44,7 +44,8 @@ def corpus(tmp_path: Path) -> Path:
     (tmp_path / "spec.yaml").write_text(
         "model:\n"
         + "".join(f"  {k}: {v}\n" for k, v in SMALL.items())
-        + "vocabulary: 300\nvocabulary_bytes: 20000\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\nanswer_weight: 4.0\n"
+        + "vocabulary: 300\nvocabulary_bytes: 20000\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\n"
+        + "answer_weight: 4.0\n"
         "text:\n- {path: a.jsonl, weight: 3}\n- {path: b.txt}\ndialogues: {path: d.jsonl, share: 0.2}\n"
     )
     return tmp_path
