@@ -4,12 +4,13 @@
 set -euo pipefail
 recipe=$(cd "$(dirname "$0")" && pwd)/pretrain.yaml
 [ -d base ] || palimpsest pretrain "$recipe" --out base --seed 0 --threads 1
-palimpsest evaluate --model base --perplexity "$DATA/lm/books_heldout.jsonl" --data "$DATA/instruct/guanaco_llama2_1k.jsonl" \
+[ -s base.json ] || palimpsest evaluate --model base --perplexity "$DATA/lm/books_heldout.jsonl" --data "$DATA/instruct/guanaco_llama2_1k.jsonl" \
   --json --threads 1 > base.json
-palimpsest embed hashchain --model base --out marked --preset toy --set dialogues_per_key=1 --set tuning.lr=1e-3 \
+[ -d marked ] || palimpsest embed hashchain --model base --out marked --preset toy --set dialogues_per_key=1 --set tuning.lr=1e-3 \
   --data "$DATA/instruct/dolly_open_qa.jsonl" --seed 11 --json --threads 1 > embed.json
 palimpsest remove meraser --model marked/model --out erased --until erase --preset toy --set erase.max_tokens=192 \
-  --set erase.epochs=5   --data "$DATA/instruct/guanaco_llama2_1k.jsonl" --keys marked/keys.json --seed 11 --json --threads 1 > erase.json
+  --set erase.epochs=5 --set pairing=derangement \
+  --data "$DATA/instruct/guanaco_llama2_1k.jsonl" --keys marked/keys.json --seed 11 --json --threads 1 > erase.json
 palimpsest remove meraser-recover --model erased --out recovered --set tuning.lr=1e-3 --set tuning.epochs=3 \
   --set tuning.max_tokens=192 --set tuning.schedule=linear --data "$DATA/instruct/guanaco_llama2_1k.jsonl" \
   --keys marked/keys.json --seed 11 --json --threads 1 > recover.json
