@@ -337,8 +337,11 @@ def test_pairs_are_tallied_by_item():
             wrong()
 
 
+TELLING = some.floats(-0.9, 0.9).filter(lambda d: d == 0 or abs(d) > 1e-6)  # below it the reference underflows
+
+
 @settings(max_examples=40)
-@given(some.integers(0, 15), some.integers(0, 15), some.integers(1, 30), some.floats(-0.9, 0.9))
+@given(some.integers(0, 15), some.integers(0, 15), some.integers(1, 30), TELLING)
 def test_tangos_score_has_the_restricted_maximum_likelihood_variance(b, c, rest, difference):
     n = b + c + rest
 

@@ -41,7 +41,8 @@ def test_a_large_set_has_all_five_parts_and_a_small_one_three() -> None:
 
     assert sizes(LARGE) == [400, 800, 360, 240, 200]
     assert sizes(1000) == [300, 600, 0, 100, 0]
-    assert sum(sizes(LARGE - 1)) == LARGE - 1 and sizes(1) == [0, 1, 0, 0, 0]
+    assert sum(sizes(LARGE - 1)) == LARGE - 1 and sizes(1) == [1, 0, 0, 0, 0]
+    assert sizes(999) == [300, 600, 0, 99, 0], "the paper's sizes come out of a set of a thousand with a repeat"
 
 
 def test_talks_are_kept_whole_and_known_by_their_first_exchange() -> None:

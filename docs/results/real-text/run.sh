@@ -8,7 +8,7 @@ recipe=$(cd "$(dirname "$0")" && pwd)/pretrain.yaml
   --json --threads 1 > base.json
 [ -d marked ] || palimpsest embed hashchain --model base --out marked --preset toy --set dialogues_per_key=1 --set tuning.lr=1e-3 \
   --data "$DATA/instruct/dolly_open_qa.jsonl" --seed 11 --json --threads 1 > embed.json
-palimpsest remove meraser --model marked/model --out erased --until erase --preset toy --set erase.max_tokens=192 \
+[ -d erased ] || palimpsest remove meraser --model marked/model --out erased --until erase --preset toy --set erase.max_tokens=192 \
   --set erase.epochs=5 --set pairing=derangement \
   --data "$DATA/instruct/guanaco_llama2_1k.jsonl" --keys marked/keys.json --seed 11 --json --threads 1 > erase.json
 palimpsest remove meraser-recover --model erased --out recovered --set tuning.lr=1e-3 --set tuning.epochs=3 \

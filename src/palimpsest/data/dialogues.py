@@ -7,6 +7,7 @@ by a hash of the question, so that the parts never depend on the order of a file
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ def cut(name: str, rows: list[Dialogue]) -> Dialogues:
     start, total = 0, 0.0
     for part in PARTS:
         total += shares[part]
-        end = min(len(ordered), round(total * len(ordered)))
+        end = min(len(ordered), math.ceil(total * len(ordered) - 1e-9))
         parts[part] = tuple(ordered[start:end])
         start = end
     return Dialogues(name, parts)
