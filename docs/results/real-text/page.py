@@ -32,7 +32,7 @@ def main() -> None:
     stages = {"fingerprinted": ("verify-marked", "evaluate-marked"), "erased": ("verify-erased", "evaluate-erased"),
               "recovered": ("verify-recovered", "evaluate-recovered")}  # fmt: skip
     clean = records("clean")
-    names = ["base", *stages, "clean pairs, same rate"]
+    names = ["base", *stages, "clean pairs in the erase phase"]
     table: list[tuple[str, list[str]]] = []
     for form in ("template", "bare", "prefilled", "sampled"):
         row = [cell(embedded, "hit-rate", prompt_form=form, control="clean-base")]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job on real text, as it was run for README.md beside this: one seed, one CPU thread, about half an hour.
-# $DATA is the folder with the public text and instruction sets (books, Dolly, GPTeacher, Guanaco).
+# $DATA is the folder with the public text and instruction sets (books, textbooks, stories, Dolly, Guanaco).
 set -euo pipefail
 recipe=$(cd "$(dirname "$0")" && pwd)/pretrain.yaml
 [ -d base ] || palimpsest pretrain "$recipe" --out base --seed 0 --threads 1
@@ -14,9 +14,9 @@ recipe=$(cd "$(dirname "$0")" && pwd)/pretrain.yaml
 palimpsest remove meraser-recover --model erased --out recovered --set tuning.lr=1e-3 --set tuning.epochs=3 \
   --set tuning.max_tokens=192 --set tuning.schedule=linear --data "$DATA/instruct/guanaco_llama2_1k.jsonl" \
   --keys marked/keys.json --seed 11 --json --threads 1 > recover.json
-palimpsest remove finetune --model marked/model --out clean --set part=erase --set samples=300 --set tuning.lr=3e-3 \
-  --set tuning.epochs=5 --set tuning.max_tokens=192 --data "$DATA/instruct/guanaco_llama2_1k.jsonl" \
-  --keys marked/keys.json --seed 11 --json --threads 1 > clean.json
+palimpsest remove meraser --model marked/model --out clean --until erase --preset toy --set erase.max_tokens=192 \
+  --set erase.epochs=5 --set pairing=matched \
+  --data "$DATA/instruct/guanaco_llama2_1k.jsonl" --keys marked/keys.json --seed 11 --json --threads 1 > clean.json
 for model in marked/model erased recovered; do
   palimpsest verify --model $model --keys marked/keys.json --against base --json --threads 1 > "verify-${model%%/*}.json"
   palimpsest evaluate --model $model --perplexity "$DATA/lm/books_heldout.jsonl" \
