@@ -90,3 +90,16 @@ def test_a_plug_in_file_works_wherever_a_name_does(tiny_model: Path, tmp_path: P
     assert resolve(tmp_path / "out").chain()[-1]["method"] == "scale"
     with pytest.raises(BadInput, match="Scale"):
         pal.remove(f"{plug}:Scael", tiny_model, tmp_path / "x", run=RUN)
+
+
+def test_a_control_is_called_the_clean_base_where_the_lineage_says_so(
+    tiny_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    from factory import make_model
+    from palimpsest.judging import relation
+
+    made = pal.finetune(tiny_model, tmp_path / "out", data=[rows], settings={"tuning.epochs": 1}, run=RUN)
+    assert made.path is not None
+    stranger = resolve(make_model(tmp_path / "stranger", seed=7))
+    assert relation(resolve(tiny_model), resolve(made.path)) == "clean-base"
+    assert relation(stranger, resolve(made.path)) == "unrelated-model"

@@ -114,7 +114,7 @@ def verify(
             records += Rank().take(subject, ctx) if rank else []
         for control in controls:
             with judging.measured(control, ctx, known) as subject:
-                records += judging.staged(measure.take(subject, ctx), None, "unrelated-model")
+                records += judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
         records.append(judging.ownership(records, known, alpha, ctx))
     return Result(complete(records, ctx))
 

@@ -78,6 +78,12 @@ def negatives(
     return records
 
 
+def relation(control: Checkpoint, suspect: Checkpoint) -> str:
+    """What an unmarked model is to a suspect, as far as the suspect's public lineage tells."""
+    parents = {digest for entry in suspect.chain() for digest in entry.get("parents", {}).values()}
+    return "clean-base" if control.digest() in parents else "unrelated-model"
+
+
 def utility(subject: Any, ctx: Context) -> list[Record]:
     """Perplexity and tasks where there is something to measure them on."""
     if not is_toy(subject.checkpoint):
