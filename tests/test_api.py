@@ -103,3 +103,36 @@ def test_a_control_is_called_the_clean_base_where_the_lineage_says_so(
     stranger = resolve(make_model(tmp_path / "stranger", seed=7))
     assert relation(resolve(tiny_model), resolve(made.path)) == "clean-base"
     assert relation(stranger, resolve(made.path)) == "unrelated-model"
+
+
+def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from palimpsest.checkpoint.digest import cache_folder
+    from palimpsest.training import loop
+
+    (tmp_path / "a.txt").write_text("The lantern keeper of Veldt counts the boats every evening. " * 400)
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "model: {model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1,\n"
+        "        num_attention_heads: 2, num_key_value_heads: 2}\n"
+        "vocabulary: 300\nvocabulary_bytes: 9000\ncontext: 32\nbatch: 4\ntokens: 2560\nwarmup: 2\n"
+        "text: [{path: a.txt}]\n"
+    )
+    whole = pal.pretrain(spec, tmp_path / "whole", run=RUN)
+    assert whole.path is not None and not list((cache_folder() / "pretrain").iterdir())
+    real, steps = loop._store, []
+
+    def killed(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        steps.append(1)
+        if len(steps) == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_store", killed)
+    defaults = loop.train_steps.__kwdefaults__
+    monkeypatch.setitem(defaults, "state_seconds", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        pal.pretrain(spec, tmp_path / "again", run=RUN)
+    assert not (tmp_path / "again").exists() and list((cache_folder() / "pretrain").iterdir())
+    again = pal.pretrain(spec, tmp_path / "again", run=RUN)
+    assert again.path is not None and len(steps) < 9 + 20, "the second run did not begin anew"
+    assert resolve(again.path).digest() == resolve(whole.path).digest()

@@ -192,22 +192,35 @@ def finetune(
 
 
 def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run = DEFAULT_RUN) -> Result:
-    """Train a base from text as a YAML file says; `out` is the checkpoint, with its loss curve in training.json."""
+    """Train a base from text as a YAML file says; `out` is the checkpoint, with its loss curve in training.json.
+
+    Token ids and the state of the run lie in the cache folder until it is finished: a killed run goes on when
+    the same file, seed and `out` are given again.
+    """
+    import hashlib
     import json
+    import shutil
 
     from palimpsest.checkpoint import lineage
+    from palimpsest.checkpoint.digest import cache_folder
     from palimpsest.training.pretrain import load_spec
     from palimpsest.training.pretrain import pretrain as train
 
     out = Path(out)
     check_target(out, force)
     loaded = load_spec(Path(spec))
+    name = hashlib.sha256(f"{loaded.model_dump_json()}{run.seed}{out.absolute()}".encode()).hexdigest()[:16]
+    state = cache_folder() / "pretrain" / name
+    state.mkdir(parents=True, exist_ok=True)
     with run.context() as ctx, filled(out, force) as folder:
-        report = train(loaded, folder, seed=ctx.seed, threads=ctx.threads, device=ctx.device, progress=ctx.progress)
+        report = train(
+            loaded, folder, seed=ctx.seed, threads=ctx.threads, device=ctx.device, progress=ctx.progress, scratch=state
+        )
         lineage.write(folder, [], "pretrain", {})
         curve = [[step, round(loss, 4)] for step, loss in report.losses]
         facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
         (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    shutil.rmtree(state, ignore_errors=True)
     record = Record(
         "training",
         value=report.losses[-1][1] if report.losses else None,
