@@ -191,8 +191,12 @@ def finetune(
     return remove("finetune", model, out, preset=preset, settings=settings, data=data, force=force, run=run)
 
 
-def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run = DEFAULT_RUN) -> Result:
+def pretrain(
+    spec: str | Path, out: str | Path, *, data: str | Path | None = None, force: bool = False, run: Run = DEFAULT_RUN
+) -> Result:
     """Train a base from text as a YAML file says; `out` is the checkpoint, with its loss curve in training.json.
+
+    spec: a file, or the name of a shipped recipe. data: the folder that paths in it are relative to.
 
     Token ids and the state of the run lie in the cache folder until it is finished: a killed run goes on when
     the same file, seed and `out` are given again.
@@ -203,12 +207,12 @@ def pretrain(spec: str | Path, out: str | Path, *, force: bool = False, run: Run
 
     from palimpsest.checkpoint import lineage
     from palimpsest.checkpoint.digest import cache_folder
-    from palimpsest.training.pretrain import load_spec
+    from palimpsest.training.pretrain import load_spec, recipe
     from palimpsest.training.pretrain import pretrain as train
 
     out = Path(out)
     check_target(out, force)
-    loaded = load_spec(Path(spec))
+    loaded = load_spec(recipe(spec), Path(data) if data is not None else None)
     name = hashlib.sha256(f"{loaded.model_dump_json()}{run.seed}{out.absolute()}".encode()).hexdigest()[:16]
     state = cache_folder() / "pretrain" / name
     state.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from palimpsest.errors import BadInput  # noqa: E402
 from palimpsest.training.corpus import ANSWER, TEXT, pack, read_dialogues, read_texts, render_dialogue, train_tokenizer  # noqa: E402
-from palimpsest.training.pretrain import PretrainSpec, documents, load_spec, pretrain  # noqa: E402
+from palimpsest.training.pretrain import PretrainSpec, documents, load_spec, pretrain, recipe  # noqa: E402
 
 SMALL = {
     "hidden_size": 32,
@@ -112,6 +112,31 @@ def test_every_row_is_used_once_an_epoch(tmp_path):
     rows = [tuple(row.tolist()) for step in range(5) for row in packed.batch(step, 2, 3, 6.0).input_ids]
     assert sorted(rows) == sorted(tuple(int(i) for i in row) for row in packed.ids)
     assert torch.equal(packed.batch(7, 2, 3, 6.0).input_ids, packed.batch(7, 2, 3, 6.0).input_ids)
+
+
+def test_a_recipe_is_read_against_the_folder_that_is_given(corpus, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    moved = (corpus / "spec.yaml").rename(tmp_path / "elsewhere" / "spec.yaml")
+    assert load_spec(moved, corpus).text[0].path == corpus / "a.jsonl"
+    with pytest.raises(BadInput, match=r"elsewhere/a\.jsonl"):
+        load_spec(moved)
+    with pytest.raises(BadInput, match="--data DIR"):
+        load_spec(recipe("real-text"))
+    with pytest.raises(BadInput, match="did you mean real-text"):
+        recipe("real-txt")
+
+
+def test_several_files_of_dialogues_follow_one_another(corpus):
+    (corpus / "e.jsonl").write_text(json.dumps({"prompt": "Who rows?", "response": "Nobody."}))
+    spec = load_spec(corpus / "spec.yaml")
+    assert spec.dialogues is not None
+    spec.dialogues.path = [corpus / "d.jsonl", corpus / "e.jsonl"]
+    spoken = [text for text, _ in zip(documents(spec, 0), range(400), strict=False) if "<|user|>" in text][:6]
+    assert [t.split("<|end|>")[0].removeprefix("<|bos|><|user|>") for t in spoken] == [
+        "Who is there?",
+        "Say\nowl",
+        "Who rows?",
+    ] * 2
 
 
 def test_sources_get_their_share_of_the_text(corpus):

@@ -16,8 +16,13 @@ def register(app: typer.Typer) -> None:
 
 
 def pretrain(
-    spec: Annotated[Path, typer.Argument(help="YAML file: model, vocabulary, text, tokens.")],
+    spec: Annotated[
+        str, typer.Argument(help="YAML file (model, vocabulary, text, tokens), or a shipped recipe's name.")
+    ],
     out: opt.Out,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that paths in the file are relative to; default: the file's own.")
+    ] = None,
     force: opt.Force = False,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
@@ -29,9 +34,12 @@ def pretrain(
     """Train a base from text, its tokenizer included; the loss curve goes to OUT/training.json.
 
     Example: palimpsest pretrain english.yaml --out base
+    Example: palimpsest pretrain real-text --data corpora --out base
     """
     from palimpsest import api
     from palimpsest.cli.show import show_result
 
-    result = api.pretrain(spec, out, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose))
+    result = api.pretrain(
+        spec, out, data=data, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose)
+    )
     show_result(result, json)

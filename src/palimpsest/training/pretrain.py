@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from palimpsest.training.corpus import (
 )
 from palimpsest.training.loop import TrainLog, train_steps
 
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "pretrain"
+
 
 class Source(BaseModel):
     """A file of text: JSON lines with a `text` field, or plain text, which is one document."""
@@ -49,11 +52,16 @@ class Source(BaseModel):
 
 
 class DialogueSource(BaseModel):
-    """A JSON-lines file of dialogues and the share of all tokens that they make up."""
+    """JSON-lines files of dialogues, read one after another, and the share of all characters that they make up."""
 
     model_config = ConfigDict(extra="forbid")
-    path: Path
+    path: Path | list[Path]
     share: float = Field(0.2, ge=0, lt=1)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files in their order."""
+        return self.path if isinstance(self.path, list) else [self.path]
 
 
 class PretrainSpec(BaseModel):
@@ -90,11 +98,23 @@ class PretrainReport:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
-def load_spec(path: Path) -> PretrainSpec:
-    """Read a YAML file; paths in it are relative to it.
+def recipe(name: str | Path) -> Path:
+    """The file of a shipped recipe by its name, or the given file. Raises BadInput where there is neither."""
+    known = {file.stem: file for file in RECIPES.glob("*.yaml")}
+    if str(name) in known and not Path(name).exists():
+        return known[str(name)]
+    if not Path(name).exists():
+        raise BadInput(f"{name}: no such file, nor a shipped recipe{nearest(str(name), known, 'recipe')}")
+    return Path(name)
+
+
+def load_spec(path: Path, root: Path | None = None) -> PretrainSpec:
+    """Read a YAML file; paths in it are relative to `root`, or to the file itself.
 
     Raises BadInput, in one line, for what cannot be read, an unknown key, a wrong value, a missing file.
     """
+    if root is None and path.parent == RECIPES:
+        raise BadInput(f"{path.stem}: this recipe reads public text by its file names: give its folder as --data DIR")
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -107,11 +127,14 @@ def load_spec(path: Path) -> PretrainSpec:
         spec = PretrainSpec.model_validate(loaded)
     except ValidationError as error:
         raise BadInput(f"{path}: {_first_problem(error)}") from None
-    sources: list[Source | DialogueSource] = [*spec.text, *([spec.dialogues] if spec.dialogues else [])]
-    for source in sources:
-        source.path = path.parent / source.path
-        if not source.path.is_file():
-            raise BadInput(f"{path}: no file {source.path}")
+    beside = root or path.parent
+    for source in spec.text:
+        source.path = beside / source.path
+    if spec.dialogues:
+        spec.dialogues.path = [beside / file for file in spec.dialogues.files]
+    for file in [*(source.path for source in spec.text), *(spec.dialogues.files if spec.dialogues else [])]:
+        if not file.is_file():
+            raise BadInput(f"{path}: no file {file}")
     model_config(spec.model, spec.vocabulary, spec.context)
     return spec
 
@@ -222,8 +245,9 @@ def documents(spec: PretrainSpec, seed: int) -> Iterator[str]:
         texts = _endless(lambda path=source.path: read_texts(path), source.path)  # type: ignore[misc]
         streams.append((source.weight / total * (1 - share), (f"{BOS}{text}{END}" for text in texts)))
     if spec.dialogues and share:
-        path = spec.dialogues.path
-        streams.append((share, (render_dialogue(turns) for turns in _endless(lambda: read_dialogues(path), path))))
+        files = spec.dialogues.files
+        turns = _endless(lambda: chain.from_iterable(read_dialogues(file) for file in files), files[0])
+        streams.append((share, (render_dialogue(said) for said in turns)))
     rng = random.Random(f"documents-{seed}")
     given = [rng.random() for _ in streams]  # characters so far, a little apart at the start
     while True:
