@@ -192,11 +192,18 @@ def finetune(
 
 
 def pretrain(
-    spec: str | Path, out: str | Path, *, data: str | Path | None = None, force: bool = False, run: Run = DEFAULT_RUN
+    spec: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    force: bool = False,
+    run: Run = DEFAULT_RUN,
 ) -> Result:
     """Train a base from text as a YAML file says; `out` is the checkpoint, with its loss curve in training.json.
 
     spec: a file, or the name of a shipped recipe. data: the folder that paths in it are relative to.
+    tokenizer: folder of a base pretrained here whose tokenizer is taken; without one it is fitted to the text.
 
     Token ids and the state of the run lie in the cache folder until it is finished: a killed run goes on when
     the same file, seed and `out` are given again.
@@ -213,12 +220,20 @@ def pretrain(
     out = Path(out)
     check_target(out, force)
     loaded = load_spec(recipe(spec), Path(data) if data is not None else None)
-    name = hashlib.sha256(f"{loaded.model_dump_json()}{run.seed}{out.absolute()}".encode()).hexdigest()[:16]
+    identity = f"{loaded.model_dump_json()}{run.seed}{out.absolute()}{tokenizer or ''}"
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     state = cache_folder() / "pretrain" / name
     state.mkdir(parents=True, exist_ok=True)
     with run.context() as ctx, filled(out, force) as folder:
         report = train(
-            loaded, folder, seed=ctx.seed, threads=ctx.threads, device=ctx.device, progress=ctx.progress, scratch=state
+            loaded,
+            folder,
+            seed=ctx.seed,
+            threads=ctx.threads,
+            device=ctx.device,
+            progress=ctx.progress,
+            scratch=state,
+            tokenizer_of=Path(tokenizer) if tokenizer is not None else None,
         )
         lineage.write(folder, [], "pretrain", {})
         curve = [[step, round(loss, 4)] for step, loss in report.losses]

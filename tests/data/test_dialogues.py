@@ -103,3 +103,36 @@ def test_toy_and_a_file_make_one_set(tmp_path: Path) -> None:
     rows = {d.question: d for part in data.parts.values() for d in part}
     assert rows["a question of mine"].kind == ""
     assert len(rows) == 1 + sum(map(len, toy_dialogues().parts.values()))
+
+
+def _write(file: Path, questions: list[str]) -> str:
+    file.write_text("\n".join(json.dumps({"prompt": q, "response": f"to {q}"}) for q in questions))
+    return str(file)
+
+
+def test_another_set_fills_the_parts_that_a_small_one_lacks(tmp_path: Path) -> None:
+    main = _write(tmp_path / "main.jsonl", [f"m{i}" for i in range(10)])
+    more = _write(tmp_path / "more.jsonl", [f"f{i}" for i in range(7)] + ["m0", "m1"])
+    found = load_dialogues([main, f"embed,revival={more}"])
+    alone = load_dialogues(main)
+    for part in ("erase", "recover", "test"):
+        assert found.parts[part] == alone.parts[part], "the named parts alone are filled"
+    embed, revival = ({d.question for d in found.part(p)} for p in ("embed", "revival"))
+    assert not embed & revival and embed | revival == {f"f{i}" for i in range(7)}, "no question stands twice"
+    assert {len(embed), len(revival)} == {3, 4}
+    assert found.name == "main + more (embed, revival)"
+    assert load_dialogues([f"embed,revival={more}", main]).digest() == found.digest()
+    only = load_dialogues(f"test={main}")
+    assert len(only.part("test")) == 10 and only.part("erase") == []
+    with pytest.raises(BadInput, match="fill it with --data erase=FILE"):
+        only.part("erase", 1)
+
+
+def test_a_misspelt_part_and_a_set_that_adds_nothing_are_refused(tmp_path: Path) -> None:
+    main = _write(tmp_path / "main.jsonl", ["a", "b"])
+    with pytest.raises(BadInput, match="no part 'revivel'; did you mean revival"):
+        load_dialogues([main, f"embed,revivel={main}"])
+    with pytest.raises(BadInput, match="that the others have not"):
+        load_dialogues([main, f"embed={main}"])
+    odd = _write(tmp_path / "x=1.jsonl", ["a"])
+    assert load_dialogues(odd).name == "x=1", "a path may hold the sign"

@@ -82,6 +82,24 @@ def test_missing_models_and_data_are_found_before_anything_runs(tmp_path: Path) 
         plan(parse_spec(fakes.study(tmp_path, data=str(tmp_path / "none.jsonl"))))
 
 
+def test_paths_take_their_folders_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = fakes.study(tmp_path)
+    (tmp_path / "neutral.txt").write_text("Some text.")
+    named = {
+        **plain,
+        "models": [{"id": "tiny", "path": "${PLACE}/base"}],
+        "data": "${PLACE}/data.jsonl",
+        "text": "${PLACE}/neutral.txt",
+    }
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    spec = parse_spec(named)
+    assert set(plan(spec).steps) == set(plan(parse_spec({**plain, "text": str(tmp_path / "neutral.txt")})).steps)
+    assert str(tmp_path) not in spec.model_dump_json(), "what is stored names no folder of this machine"
+    monkeypatch.delenv("PLACE")
+    with pytest.raises(BadInput, match=r"\$\{PLACE\}/neutral\.txt: the environment has no PLACE"):
+        parse_spec(named)
+
+
 def test_recipes_are_found_by_name_and_hold_only_known_fields() -> None:
     assert "meraser-table1" in recipes()
     raw = yaml.safe_load((RECIPES / "meraser-table1.yaml").read_text(encoding="utf-8"))

@@ -139,6 +139,24 @@ def test_several_files_of_dialogues_follow_one_another(corpus):
     ] * 2
 
 
+def test_another_base_takes_the_tokenizer_that_is_given(corpus, tmp_path):
+    spec = load_spec(corpus / "spec.yaml")
+    pretrain(spec, tmp_path / "first", seed=0, threads=1)
+    spec.text = [spec.text[1]]
+    pretrain(spec, tmp_path / "second", seed=1, threads=1, tokenizer_of=tmp_path / "first")
+    files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("first", "second")]
+    assert files[0] == files[1]
+    assert (tmp_path / "first" / "model.safetensors").read_bytes() != (
+        tmp_path / "second" / "model.safetensors"
+    ).read_bytes()
+    spec.vocabulary = 310
+    with pytest.raises(BadInput, match="has 300 tokens, the recipe asks for 310"):
+        pretrain(spec, tmp_path / "third", tokenizer_of=tmp_path / "first")
+    with pytest.raises(BadInput, match=r"there is no tokenizer\.json"):
+        pretrain(spec, tmp_path / "third", tokenizer_of=tmp_path)
+    assert not (tmp_path / "third").exists()
+
+
 def test_sources_get_their_share_of_the_text(corpus):
     spec = load_spec(corpus / "spec.yaml")
     stream = documents(spec, 0)

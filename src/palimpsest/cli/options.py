@@ -24,7 +24,11 @@ Preset = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the method; repeatable.")]
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data", help="Dialogues: `toy`, a JSONL/JSON/CSV/Parquet file, or a Hub data set; repeatable."),
+    typer.Option(
+        "--data",
+        help="Dialogues: `toy`, a JSONL/JSON/CSV/Parquet file, or a Hub data set; repeatable. "
+        "`embed,revival=FILE` fills the named parts alone.",
+    ),
 ]
 Keys = Annotated[Path | None, typer.Option("--keys", help="keys.json of `palimpsest embed`.")]
 Seed = Annotated[

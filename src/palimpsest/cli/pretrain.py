@@ -23,6 +23,9 @@ def pretrain(
     data: Annotated[
         Path | None, typer.Option(help="Folder that paths in the file are relative to; default: the file's own.")
     ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of a base pretrained here: take its tokenizer instead of fitting one.")
+    ] = None,
     force: opt.Force = False,
     seed: opt.Seed = None,
     device: opt.Device = "auto",

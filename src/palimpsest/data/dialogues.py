@@ -2,6 +2,7 @@
 
 Parts: `erase`, `recover`, `revival`, `test`, `embed`. The toy world brings its own; any other set is cut
 by a hash of the question, so that the parts never depend on the order of a file and never share a question.
+A set too small for all five takes the missing ones from another (`--data embed,revival=FILE`).
 """
 
 from __future__ import annotations
@@ -65,14 +66,9 @@ class Dialogues:
         if count is None:
             return list(rows[offset:])
         if offset + count > len(rows):
-            hint = (
-                ""
-                if name in ("erase", "recover", "test") or rows
-                else (f" (a set of fewer than {LARGE:,} dialogues has erase, recover and test parts only)")
-            )
+            hint = f"; fill it with --data {name}=FILE" if not rows else "; add another --data or lower the count"
             raise BadInput(
-                f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are "
-                f"needed{hint}; add another --data or lower the count"
+                f"data {self.name}: its part {name!r} has {len(rows)} dialogues, {offset + count} are needed{hint}"
             )
         return list(rows[offset : offset + count])
 
@@ -85,31 +81,64 @@ class Dialogues:
 def load_dialogues(references: str | Path | Iterable[str | Path] = "toy") -> Dialogues:
     """Load and cut a data set: `toy`, a JSONL/JSON/CSV/Parquet file, a Hub data set name, or several.
 
+    `embed,revival=FILE` gives the named parts alone: where a small set has no such part, another one fills it.
     Raises BadInput naming file and line.
     """
-    names = [references] if isinstance(references, str | Path) else list(references)
-    if not names:
+    given = [str(r) for r in ([references] if isinstance(references, str | Path) else references)]
+    if not given:
         raise BadInput("--data: give at least one data set")
-    if len(names) == 1 and str(names[0]) == "toy":
+    names = [r for r in given if _wanted_parts(r) is None]
+    whole = _whole(names) if names else Dialogues("", {})
+    for reference in given:
+        wanted = _wanted_parts(reference)
+        if wanted is not None:
+            whole = _filled(whole, wanted, reference.partition("=")[2])
+    return whole
+
+
+def _wanted_parts(reference: str) -> tuple[str, ...] | None:
+    """The parts before the `=` of a reference, or None where it names a whole set. BadInput for a misspelt part."""
+    words, equals, rest = reference.partition("=")
+    parts = tuple(w.strip() for w in words.split(","))
+    if not equals or not rest or not (set(parts) & set(PARTS)):
+        return None
+    for part in parts:
+        if part not in PARTS:
+            raise BadInput(f"--data {reference}: there is no part {part!r}{nearest(part, PARTS, 'part')}")
+    return parts
+
+
+def _filled(whole: Dialogues, wanted: tuple[str, ...], name: str) -> Dialogues:
+    """`whole` with dialogues of another set added to some parts, in equal shares; no question stands twice."""
+    known = {d.question for rows in whole.parts.values() for d in rows}
+    ordered = [d for d in _ordered(Dialogue(turns) for turns in read_rows(name)) if d.question not in known]
+    if not ordered:
+        raise BadInput(f"--data {name}: holds no dialogue with a question and an answer that the others have not")
+    parts = dict(whole.parts)
+    for number, part in enumerate(wanted):
+        start, end = (len(ordered) * (number + i) // len(wanted) for i in (0, 1))
+        parts[part] = (*parts.get(part, ()), *ordered[start:end])
+    called = f"{Path(name).stem} ({', '.join(wanted)})"
+    return Dialogues(f"{whole.name} + {called}" if whole.name else called, parts)
+
+
+def _whole(names: list[str]) -> Dialogues:
+    if names == ["toy"]:
         return toy_dialogues()
-    if len(names) == 1 and str(names[0]).startswith("toy:"):
-        return toy_skill(str(names[0]).removeprefix("toy:"))
+    if len(names) == 1 and names[0].startswith("toy:"):
+        return toy_skill(names[0].removeprefix("toy:"))
     rows: list[Dialogue] = []
     for name in names:
-        if str(name) == "toy":
+        if name == "toy":
             rows += [d for part in toy_dialogues().parts.values() for d in part]
         else:
-            rows += [Dialogue(turns) for turns in read_rows(str(name))]
-    return cut(" + ".join(Path(str(n)).stem for n in names), rows)
+            rows += [Dialogue(turns) for turns in read_rows(name)]
+    return cut(" + ".join(Path(n).stem for n in names), rows)
 
 
 def cut(name: str, rows: list[Dialogue]) -> Dialogues:
     """Cut dialogues into the five parts; each question stands once, in one part."""
-    rank = {d: hashlib.sha256(canonical_json([[t.role, t.content] for t in d.turns]).encode()).digest() for d in rows}
-    unique: dict[str, Dialogue] = {}
-    for dialogue in sorted((d for d in rows if d.question and d.answer), key=lambda d: rank[d]):
-        unique.setdefault(dialogue.question, dialogue)
-    ordered = sorted(unique.values(), key=lambda d: hashlib.sha256(d.question.encode()).digest())
+    ordered = _ordered(rows)
     if not ordered:
         raise BadInput(f"data {name}: holds no dialogue with a question and an answer")
     shares = SHARES if len(ordered) >= LARGE else SMALL_SHARES
@@ -121,6 +150,15 @@ def cut(name: str, rows: list[Dialogue]) -> Dialogues:
         parts[part] = tuple(ordered[start:end])
         start = end
     return Dialogues(name, parts)
+
+
+def _ordered(rows: Iterable[Dialogue]) -> list[Dialogue]:
+    """Those with question and answer, each question once, in the order of the questions' hashes."""
+    rank = {d: hashlib.sha256(canonical_json([[t.role, t.content] for t in d.turns]).encode()).digest() for d in rows}
+    unique: dict[str, Dialogue] = {}
+    for dialogue in sorted((d for d in rank if d.question and d.answer), key=lambda d: rank[d]):
+        unique.setdefault(dialogue.question, dialogue)
+    return sorted(unique.values(), key=lambda d: hashlib.sha256(d.question.encode()).digest())
 
 
 def toy_dialogues(seed: int = 0) -> Dialogues:

@@ -23,7 +23,7 @@ from palimpsest.data import load_dialogues
 from palimpsest.errors import BadInput
 from palimpsest.method import build, input_fields, settings_of
 from palimpsest.records import canonical_json
-from palimpsest.study.spec import MethodSpec, ModelSpec, StudySpec, input_type, instance_of
+from palimpsest.study.spec import MethodSpec, ModelSpec, StudySpec, expanded, input_type, instance_of
 from palimpsest.study.steps import Place, Plan, PlannedStep, Step
 
 KEYED = ("hit-rate", "rank")  # measures that look for an implant; a class may say so itself: `keyed = True`
@@ -288,18 +288,18 @@ class _Planner:
         own = given.settings.get(takes[0]) if given is not None and takes else None
         names = tuple(self.spec.data) if own is None else tuple([own] if isinstance(own, str) else own)
         if names not in self.plan.data:
-            self.plan.data[names] = load_dialogues(names)
+            self.plan.data[names] = load_dialogues([expanded(n) for n in names])
             self.data_digests[names] = self.plan.data[names].digest()
         return names
 
     @functools.cached_property
     def _text_digest(self) -> str | None:
-        return hashlib.sha256(Path(self.spec.text).read_bytes()).hexdigest() if self.spec.text else None
+        return hashlib.sha256(Path(expanded(self.spec.text)).read_bytes()).hexdigest() if self.spec.text else None
 
     def _model(self, id: str, path: str) -> None:
         if id not in self.plan.models:
             try:
-                found = resolve(path)
+                found = resolve(expanded(path))
             except BadInput as error:
                 raise BadInput(f"{self.spec.source}: models: {id}: {error}") from None
             self.plan.models[id] = dataclasses.replace(found, name=id)

@@ -27,7 +27,7 @@ from palimpsest.method import Context, Made, input_fields, settings_of
 from palimpsest.records import Record, peak_bytes, versions, write_jsonl
 from palimpsest.study.assemble import assemble, key_facts
 from palimpsest.study.graph import plan
-from palimpsest.study.spec import RECIPES, StudySpec, input_type
+from palimpsest.study.spec import RECIPES, StudySpec, expanded, input_type
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store, take_samples, write_secret_lines
 
@@ -220,7 +220,7 @@ class _Runner:
         """What is measured; the model stays loaded while the steps ask for the same one."""
         keys = self.store.keys(step.keys) if step.keys is not None else None
         before = self.store.answers(step.before) if step.before is not None else None
-        text = Path(self.plan.spec.text) if self.plan.spec.text else None
+        text = Path(expanded(self.plan.spec.text)) if self.plan.spec.text else None
         subject = Subject(self._checkpoint(step.model), ctx, keys, self.plan.data.get(step.data), before, text)
         if self.subject is not None and self.subject[0] == step.model:
             loaded = self.subject[1]._responder

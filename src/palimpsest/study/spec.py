@@ -6,13 +6,16 @@
     controls: [clean-same-schedule, revival]        negatives: [clean-base, sibling]
     measures: [hit-rate, rank, perplexity, {accuracy: {items: 100}}]    seeds: [0]
 
-A method is written as its name, or as its name with `preset`, `id` and parameters. Every error is one line
-that names the file, the field and the nearest valid name.
+A method is written as its name, or as its name with `preset`, `id` and parameters. `${NAME}` in the path of a
+model, of data or of text is the environment's. Every error is one line that names the file, the field and the
+nearest valid name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +143,15 @@ class StudySpec(BaseModel):
         return next(m for m in self.models if m.id == id)
 
 
+def expanded(path: str) -> str:
+    """A path with its `${NAME}` filled in from the environment. Raises BadInput where one is not set."""
+    filled = os.path.expandvars(path)
+    left = re.search(r"\$\{?(\w+)\}?", filled)
+    if left and left.group() in path:
+        raise BadInput(f"{path}: the environment has no {left.group(1)}; set it to the folder that is meant")
+    return filled
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML that refuses a key given twice, where plain YAML silently takes the last."""
 
@@ -239,8 +251,8 @@ def _check_names(spec: StudySpec) -> None:
             raise BadInput(f"{name}: one value is given twice")
     if "unrelated-model" in spec.negatives and spec.unrelated is None and not spec.is_toy:
         raise BadInput("unrelated: name a model with the same tokenizer, for the negative control `unrelated-model`")
-    if spec.text is not None and not Path(spec.text).is_file():
-        raise BadInput(f"text: there is no file {spec.text}")
+    if spec.text is not None and not Path(expanded(spec.text)).is_file():
+        raise BadInput(f"text: there is no file {expanded(spec.text)}")
     published_rows(spec.published)
 
 

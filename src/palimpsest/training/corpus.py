@@ -95,6 +95,26 @@ def train_tokenizer(lines: Iterable[str], vocabulary: int, family: str = "llama"
     return tokenizer
 
 
+def load_tokenizer_of(folder: Path, vocabulary: int) -> Any:
+    """The `tokenizers.Tokenizer` of a base that was pretrained here, for another model with the same tokens.
+
+    Raises BadInput where its vocabulary is another size or its special tokens are not those used here.
+    """
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise BadInput(f"--tokenizer {folder}: there is no {file.name}")
+    tokenizer = Tokenizer.from_file(str(file))
+    if tokenizer.get_vocab_size() != vocabulary:
+        raise BadInput(
+            f"--tokenizer {folder}: has {tokenizer.get_vocab_size()} tokens, the recipe asks for {vocabulary}"
+        )
+    if [tokenizer.token_to_id(t) for t in SPECIAL_TOKENS] != list(range(len(SPECIAL_TOKENS))):
+        raise BadInput(f"--tokenizer {folder}: its special tokens are not those of a base pretrained here")
+    return tokenizer
+
+
 def render_dialogue(turns: Iterable[tuple[str, str]], system: str | None = None) -> str:
     """What the chat template renders for question and answer turns."""
     opening = BOS + (f"{SYSTEM}{system}{END}" if system else "")

@@ -32,6 +32,7 @@ from palimpsest.training.corpus import (
     SPECIAL_TOKENS,
     USER,
     Packed,
+    load_tokenizer_of,
     pack,
     read_dialogues,
     read_texts,
@@ -310,9 +311,11 @@ def pretrain(
     device: str = "cpu",
     progress: Progress | None = None,
     scratch: Path | None = None,
+    tokenizer_of: Path | None = None,
 ) -> PretrainReport:
     """Train a base as `spec` says and write it to `out` as a Hugging Face folder.
 
+    tokenizer_of: folder of another base pretrained here whose tokenizer is taken; without one it is fitted.
     scratch: folder for token ids and the state of the run, so that a killed run goes on; without one a
         temporary folder is used. Raises BadInput for text that cannot be used.
     """
@@ -321,8 +324,11 @@ def pretrain(
     config = model_config(spec.model, spec.vocabulary, spec.context)
     with tempfile.TemporaryDirectory() as temporary:
         folder = scratch or Path(temporary)
-        sample = _sample(documents(spec, seed), spec.vocabulary_bytes)
-        tokenizer = train_tokenizer(sample, spec.vocabulary, config.model_type)
+        if tokenizer_of is not None:
+            tokenizer = load_tokenizer_of(tokenizer_of, spec.vocabulary)
+        else:
+            sample = _sample(documents(spec, seed), spec.vocabulary_bytes)
+            tokenizer = train_tokenizer(sample, spec.vocabulary, config.model_type)
         packed = pack(tokenizer, documents(spec, seed), spec.tokens, spec.context, folder / "tokens", progress)
         model = build_model(config, seed).to(device)
         log = train_packed(
