@@ -19,6 +19,7 @@ from palimpsest.checkpoint.output import write_text
 from palimpsest.errors import BadInput
 from palimpsest.records import Record
 from palimpsest.study import plots, tables
+from palimpsest.study.overview import Overview, overviews
 from palimpsest.study.spec import published_rows
 from palimpsest.study.store import Store
 from palimpsest.study.tables import Block, Column
@@ -96,6 +97,7 @@ def html(study: dict[str, Any], records: list[Record]) -> str:
         study=study,
         css=css,
         sections=sections,
+        overviews=overviews(shown),
         groups=groups,
         cost_name=cost_name,
         meaning=MEANING,
@@ -173,7 +175,10 @@ def markdown(study: dict[str, Any], records: list[Record]) -> str:
     out += [f"> {note}" for note in study.get("notes", [])] + [""]
     for failed in study.get("failed", []):
         out += [f"- failed: {failed['name']}: {failed['error']}"]
-    for block in tables.blocks(records, _published(study)):
+    shown = tables.blocks(records, _published(study))
+    for overview in overviews(shown):
+        out += _md_overview(overview)
+    for block in shown:
         out += ["", f"## {block.title}{', ' + block.subtitle if block.subtitle else ''}", ""]
         for record in (block.verdict, block.control_verdict):
             if record is not None:
@@ -206,6 +211,17 @@ def markdown(study: dict[str, Any], records: list[Record]) -> str:
         for r in tables.costs(records)
     ]
     return "\n".join([*out, "", "Repeat with:", "", f"    {study['command']}", "", ", ".join(_versions(records)), ""])
+
+
+def _md_overview(overview: Overview) -> list[str]:
+    """The table over seeds of one mark and removal."""
+    out = ["", f"## {overview.title}, seeds {', '.join(map(str, overview.seeds))}", ""]
+    out += [f"- {what}: {', '.join(words)}" for what, words in overview.verdicts]
+    out += ["", _md_row(["", *(c.title for c in overview.columns)]), _md_row(["---"] * (len(overview.columns) + 1))]
+    for line in overview.lines:
+        name = f"*{line.title} ({line.note})*" if line.kind == "published" else line.title
+        out.append(_md_row([name, *(v.text for v in line.values)]))
+    return out
 
 
 def cost_name(record: Record) -> str:
