@@ -270,7 +270,9 @@ def test_sizes_that_a_configuration_leaves_out_are_the_architectures_own(name: s
     rope = getattr(default, "rope_parameters", None) or {}
     share = rope.get("partial_rotary_factor", 1.0) if not family.positions else 0.0
     assert family.rotary_size(stored) == int(size * share)
-    assert family.rotary_size({**stored, "partial_rotary_factor": 0.75}) == (0 if family.positions else int(size * 0.75))
+    assert family.rotary_size({**stored, "partial_rotary_factor": 0.75}) == (
+        0 if family.positions else int(size * 0.75)
+    )
 
 
 @cache

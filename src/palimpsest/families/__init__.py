@@ -132,6 +132,7 @@ FAMILIES: dict[str, Family] = {
         down="mlp.dense_4h_to_h",
         layout="heads",
         embedding="gpt_neox.embed_in",
+        stored_head="embed_out",
         final_norm="gpt_neox.final_layer_norm",
         rotary=0.25,
         norm="layer",

@@ -36,6 +36,7 @@ class Family:
 
     layers: the list of layers. Names of projections and norms are inside a layer; those of embedding, head,
         positions and final_norm inside the model. gate is empty where the feed-forward has none.
+    stored_head: what files call the head where that is another name.
     layout: how query, key and value share a projection. `separate`: they do not. `blocks`: its output is
         [all queries | all keys | all values]. `heads`: [q_0 k_0 v_0 | q_1 k_1 v_1 | ...], head by head.
         Where gate and up have one name, their output is [gate | up].
@@ -64,6 +65,7 @@ class Family:
     transposed: bool = False
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
+    stored_head: str = ""
     positions: str = ""
     final_norm: str = "model.norm"
     ties: bool = False
@@ -82,6 +84,13 @@ class Family:
     def name(self, role: Role) -> str:
         """Name of a role's projection inside a layer; empty where there is none."""
         return str(getattr(self, role))
+
+    def in_model(self, stored: str) -> str:
+        """The name in the model of a tensor in a file; some files leave out what all names begin with."""
+        if self.stored_head and stored.startswith(f"{self.stored_head}."):
+            return self.head + stored.removeprefix(self.stored_head)
+        first = self.embedding.partition(".")[0]
+        return stored if stored.startswith((f"{first}.", f"{self.head}.")) else f"{first}.{stored}"
 
     def heads(self, config: Mapping[str, Any]) -> Heads:
         """Numbers and size of the attention heads."""
