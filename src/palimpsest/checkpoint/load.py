@@ -198,8 +198,11 @@ def complete_config(out: Path) -> None:
             config.setdefault("rotary_emb_base", rope["rope_theta"])
             config.setdefault("rotary_pct", 1.0 if share is None else share)
         if rope.get("rope_type", "default") != "default":
-            apart = ("rope_theta", "partial_rotary_factor")
-            config.setdefault("rope_scaling", {k: v for k, v in rope.items() if k not in apart})
+            apart = {"rope_theta", "partial_rotary_factor"}
+            scaling = {k: v for k, v in rope.items() if k not in apart}
+            if config.get("model_type") == "phi3":  # its class in 4 takes these three fields and no other
+                scaling = {"type": scaling["rope_type"], **{k: scaling.get(k) for k in ("short_factor", "long_factor")}}
+            config.setdefault("rope_scaling", scaling)
     if "dtype" in config:
         config.setdefault("torch_dtype", config["dtype"])
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
