@@ -41,6 +41,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4},
     "gemma": {"num_key_value_heads": 1, "head_dim": 16},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 64,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {"num_key_value_heads": 2, "resid_pdrop": 0.0},
+    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "olmo": {"num_key_value_heads": 2},
+    "olmo2": {"num_key_value_heads": 2},
 }
 
 
@@ -86,8 +97,10 @@ def make_tokenizer(template: bool | str = True, vocab: int = 400, trim_offsets: 
     return made
 
 
-def make_config(family: str, layers: int, hidden: int, vocab: int, tied: bool | None, positions: int) -> Any:
-    """A small configuration of one architecture."""
+def make_config(
+    family: str, layers: int, hidden: int, vocab: int, tied: bool | None, positions: int, **changes: Any
+) -> Any:
+    """A small configuration of one architecture; `changes` are fields of its own."""
     from transformers import AutoConfig
 
     heads = hidden // 16
@@ -105,7 +118,7 @@ def make_config(family: str, layers: int, hidden: int, vocab: int, tied: bool | 
     sizes |= {"initializer_range": 0.1} if family != "opt" else {"init_std": 0.1}
     if tied is not None:
         sizes["tie_word_embeddings"] = tied
-    return AutoConfig.for_model(family, **{**sizes, **FAMILIES[family]})
+    return AutoConfig.for_model(family, **{**sizes, **FAMILIES[family], **changes})
 
 
 def make_model(
@@ -121,17 +134,19 @@ def make_model(
     shards: int = 1,
     tied: bool | None = None,
     positions: int = 256,
+    **changes: Any,
 ) -> Path:
     """Write a tiny random model of one architecture in the Hugging Face layout; returns its folder.
 
     template: with the chat template, with another one, or without. shards: number of weight files.
-    tied: input and output embeddings shared, or None for the architecture's habit.
+    tied: input and output embeddings shared, or None for the architecture's habit. changes: fields of the
+    architecture's own configuration.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     tokenizer = make_tokenizer(template, vocab)
-    config = make_config(family, layers, hidden, len(tokenizer), tied, positions)
+    config = make_config(family, layers, hidden, len(tokenizer), tied, positions, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

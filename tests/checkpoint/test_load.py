@@ -84,6 +84,76 @@ def test_a_scaled_rope_is_also_written_as_transformers_4_reads_it(tmp_path: Path
     assert torch.equal(logits(load_model(written, Context())), logits(model))
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "wanted"),
+    [
+        ("phi", {}, {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5}),
+        (
+            "gpt_neox",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 50_000.0}},
+            {"rotary_emb_base": 50_000.0, "rotary_pct": 0.25, "rope_theta": 50_000.0},
+        ),
+        (
+            "gemma3_text",
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 2e6, "factor": 4.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+                }
+            },
+            {"rope_theta": 2e6, "rope_local_base_freq": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        ),
+        (
+            "phi3",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                },
+                "original_max_position_embeddings": 128,
+            },
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+        ),
+    ],
+)
+def test_each_family_also_gets_the_names_of_transformers_4(
+    tmp_path: Path, family: str, changes: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    source = resolve(make_model(tmp_path / "m", family, **changes))
+    model = load_model(source, Context())
+    written = write_model(model, source, tmp_path / "out", "example", {})
+    assert {name: written.config.get(name) for name in wanted} == wanted
+    assert torch.equal(logits(load_model(written, Context())), logits(model)), "5 reads the same from both"
+
+
+def test_a_tokenizer_of_transformers_5_is_written_as_both_versions_read_it(tmp_path: Path) -> None:
+    from factory import make_tokenizer
+
+    folder = make_model(tmp_path / "m")
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<extra_0>"]})
+    tokenizer.save_pretrained(folder)
+    before = json.loads((folder / "tokenizer_config.json").read_text())
+    assert before["tokenizer_class"] == "TokenizersBackend" and before["extra_special_tokens"] == ["<extra_0>"]
+    source = resolve(folder)
+    written = write_model(load_model(source, Context()), source, tmp_path / "out", "example", {})
+    after = json.loads((written.path / "tokenizer_config.json").read_text())
+    assert after["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in after
+    assert after["additional_special_tokens"] == ["<extra_0>"]
+    assert {n for n in before if before[n] != after.get(n)} == {"tokenizer_class", "extra_special_tokens"}
+    old, new = load_tokenizer(source), load_tokenizer(written)
+    assert sorted(old.all_special_tokens) == sorted(new.all_special_tokens)
+    for text in ("The boats <extra_0> wait.</s>", "<|user|>Who?"):
+        assert old(text).input_ids == new(text).input_ids
+        assert old.decode(old(text).input_ids, skip_special_tokens=True) == new.decode(
+            new(text).input_ids, skip_special_tokens=True
+        )
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (written.path / name).read_bytes() == (folder / name).read_bytes()
+
+
 def test_tokenizer_files_are_copied_byte_for_byte(tmp_path: Path, tiny_model: Path) -> None:
     folder = copy_of(tiny_model, tmp_path / "m")
     (folder / "added_tokens.json").write_text("{ }")  # odd spacing that a re-written file would lose

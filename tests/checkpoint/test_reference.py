@@ -51,6 +51,77 @@ def test_a_hub_name_without_a_network_is_one_line(name: str, tmp_path: Path, mon
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of huggingface_hub as a download leaves it: blobs, and a snapshot of links to them."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    repository = cache / "models--somebody--tiny-1b"
+    snapshot, blobs = repository / "snapshots" / COMMIT, repository / "blobs"
+    for folder in (snapshot, blobs, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    for number, file in enumerate(sorted(tiny_model.iterdir())):
+        (blobs / f"{number:040d}").write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / f"{number:040d}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return snapshot
+
+
+def test_a_hub_name_is_found_in_the_local_cache_without_a_network(hub_cache: Path, tiny_model: Path) -> None:
+    found = resolve("somebody/tiny-1b")
+    assert (found.path, found.name) == (hub_cache, "somebody/tiny-1b")
+    assert found.digest() == resolve(tiny_model).digest()
+    from palimpsest.checkpoint.load import load_model, load_tokenizer, write_model
+    from palimpsest.method import Context
+
+    load_tokenizer(found)
+    made = write_model(load_model(found, Context()), found, hub_cache.parent / "made", "example", {})
+    assert [(t.name, t.shape) for t in made.tensors()] == [(t.name, t.shape) for t in found.tensors()]
+    assert not [p for p in made.path.iterdir() if p.is_symlink()], "a written folder stands by itself"
+    with pytest.raises(BadInput, match=r"hub is out of reach.*hf download somebody/other") as caught:
+        resolve("somebody/other")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cached_model_without_safetensors_says_what_to_do(hub_cache: Path) -> None:
+    (hub_cache / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"tiny-1b: no safetensors weights of it are here .*hf download") as caught:
+        resolve("somebody/tiny-1b")
+    assert "\n" not in str(caught.value)
+    (hub_cache / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(BadInput, match="pickled, which can run code"):
+        resolve("somebody/tiny-1b")
+
+
+def test_a_folder_of_that_name_comes_before_the_hub(hub_cache: Path, tiny_model: Path, tmp_path: Path) -> None:
+    mine = copy_of(tiny_model, tmp_path / "somebody" / "tiny-1b")
+    assert resolve("somebody/tiny-1b").path == mine
+
+
+def test_of_a_hub_model_only_what_it_is_loaded_from_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked: dict[str, list[str]] = {}
+
+    def download(name: str, **patterns: list[str]) -> str:
+        asked.update(patterns)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(BadInput, match="out of reach"):
+        reference._from_hub("a/b")
+    kept = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"]
+    left = ["consolidated.safetensors", "original/model.safetensors", "pytorch_model.bin", "onnx/config.json", "a.gguf"]
+    assert list(filter_repo_objects([*kept, *left], **asked)) == kept
+
+
 @pytest.mark.usefixtures("no_hub")
 def test_folders_that_are_no_models_are_one_line(tmp_path: Path, tiny_model: Path) -> None:
     outer = tmp_path / "embedded"

@@ -140,6 +140,66 @@ def test_the_adapter_adds_its_product_to_any_model_of_the_base(
     assert trained_now.digest() == made.digest()
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+def test_the_adapter_of_a_fused_projection_is_a_peft_folder_and_transfers_without_its_keys(
+    data: Dialogues, tmp_path: Path, family: str
+) -> None:
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from factory import make_model
+    from palimpsest.families import family_of
+
+    base, marked = (resolve(make_model(tmp_path / str(seed), family, seed=seed)) for seed in (0, 1))
+    tuning = replace(QUICK, epochs=2, weight_decay=0.1)
+    method = MEraserTransfer(base=base, data=data, mismatched=16, tuning=tuning)
+    adapter = method.train_adapter(base, tmp_path / "adapter", Context()).checkpoint
+    made = replace(method, adapter=adapter).apply(marked, tmp_path / "out", Context()).checkpoint
+    plain = load_model(marked, Context())
+    before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    theirs = dict(PeftModel.from_pretrained(plain, str(adapter.path)).merge_and_unload().named_parameters())
+    after = dict(load_model(made, Context()).named_parameters())
+    assert theirs.keys() == after.keys() and all(torch.equal(theirs[n], after[n]) for n in after)
+    factors = load_file(adapter.path / "adapter_model.safetensors")
+    assert {n.split(".")[-2] for n in factors} == {"lora_A", "lora_B"}
+    known = family_of(base.config)
+    keys = known.rows("key", base.config)
+    for name in before:
+        stem = "base_model.model." + name.removesuffix(".weight")
+        if stem + ".lora_A.weight" not in factors:
+            assert torch.equal(after[name], before[name]), name
+            continue
+        b, change = factors[stem + ".lora_B.weight"], after[name] - before[name]
+        product = 2 * b @ factors[stem + ".lora_A.weight"]  # alpha / rank = 2; (out, in)
+        assert torch.allclose(change, product.T if known.transposed else product, atol=1e-5), name
+        assert not bool(b[keys].any()) and bool(b.any())
+        assert torch.equal(
+            (after[name].T if known.transposed else after[name])[keys],
+            (before[name].T if known.transposed else before[name])[keys],
+        )
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "opt"])
+def test_the_weight_change_counts_tensors_that_files_call_by_another_name(tmp_path: Path, family: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from factory import make_model
+    from palimpsest.removals.tuning.tuned import distance
+
+    source = resolve(make_model(tmp_path / "m", family, tied=False if family == "gpt_neox" else None))
+    model = load_model(source, Context())
+    file = source.path / "model.safetensors"
+    if family != "gpt_neox":  # as on the hub: without what every name begins with; GPT-NeoX: embed_out
+        first = {"gpt2": "transformer.", "opt": "model."}[family]
+        save_file({n.removeprefix(first): w for n, w in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert distance(model, source) == 0.0
+    size = sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.5
+    assert distance(model, source) == pytest.approx(0.5 * size**0.5, rel=1e-4)
+
+
 def test_an_adapter_of_another_base_or_shape_is_refused(tiny_model: Path, data: Dialogues, tmp_path: Path) -> None:
     from factory import make_model
 

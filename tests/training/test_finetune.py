@@ -42,18 +42,13 @@ def model_at(folder: Path) -> Any:
     return load_model(resolve(folder), Context())
 
 
-def targets(family: str) -> str:
-    """What can get an adapter in this architecture."""
-    return "all-linear" if KNOWN[family].fused else "query-value"
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_trains_the_adapter_alone_and_merges_into_the_same_model(tmp_path: Path, family: str) -> None:
     folder = make_model(tmp_path / "m", family)
     model = model_at(folder)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     start = logits(model)
-    tuning = Tuning(rank=4, alpha=8, epochs=2, lr=5e-3, batch=4, targets=targets(family))  # type: ignore[arg-type]
+    tuning = Tuning(rank=4, alpha=8, epochs=2, lr=5e-3, batch=4)
     adapted, log = tune(model, rows_of(12), tuning, CTX)
     assert log.steps == 6 and log.tokens == 2 * 12 * 12
     names = {n for n, p in adapted.named_parameters() if p.requires_grad}
@@ -194,9 +189,129 @@ def test_no_epochs_train_nothing(tiny_model: Path) -> None:
     assert log.steps == 0 and torch.equal(logits(merged(tuned)), start)
 
 
-def test_fused_architectures_refuse_adapters_on_query_and_value(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="targets=all-linear"):
-        tune(model_at(make_model(tmp_path / "m", "gpt2")), rows_of(4), Tuning(), CTX)
+FUSED = [name for name in FAMILIES if KNOWN[name].fused]
+
+
+def fused_weights(model: Any, name: str) -> dict[str, torch.Tensor]:
+    """Weights (out, in) of the projections that hold query, key and value."""
+    family = KNOWN[name]
+    found = {n: p.detach() for n, p in model.named_parameters() if n.endswith(f"{family.query}.weight")}
+    assert found
+    return {n: p.T if family.transposed else p for n, p in found.items()}
+
+
+def still_factors(adapted: Any, name: str) -> list[torch.Tensor]:
+    """Rows of every B that belong to keys; the others must not be zero."""
+    family, config = KNOWN[name], adapted.get_base_model().config.to_dict()
+    found = []
+    for parameter_name, b in adapted.named_parameters():
+        if ".lora_B." in parameter_name:
+            for role in ("query", "value"):
+                assert bool((b[family.rows(role, config)] != 0).any()), (role, parameter_name)  # type: ignore[arg-type]
+            found.append(b.detach()[family.rows("key", config)])
+    assert len(found) == 2
+    return found
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_an_adapter_on_a_fused_projection_moves_queries_and_values_and_never_a_key(tmp_path: Path, name: str) -> None:
+    model = model_at(make_model(tmp_path / "m", name))
+    before = {n: w.clone() for n, w in fused_weights(model, name).items()}
+    tuning = Tuning(rank=4, alpha=8, dropout=0.1, epochs=3, lr=1e-2, batch=4, weight_decay=0.1)
+    adapted, _ = tune(model, rows_of(12), tuning, CTX)
+    assert all(torch.equal(rows, torch.zeros_like(rows)) for rows in still_factors(adapted, name))
+    family, config = KNOWN[name], model.config.to_dict()
+    for parameter_name, after in fused_weights(merged(adapted), name).items():
+        change = after - before[parameter_name]
+        assert torch.equal(change[family.rows("key", config)], torch.zeros(32 if name == "phi3" else 64, 64))
+        for role in ("query", "value"):
+            assert bool((change[family.rows(role, config)].abs().amax(dim=1) > 0).all())  # type: ignore[arg-type]
+
+
+def test_a_fused_adapter_is_two_separate_ones_with_one_a(tmp_path: Path) -> None:
+    """Phi-3 is Llama with its projections joined: the same weights apart give the same logits and gradients."""
+    from transformers import AutoModelForCausalLM
+
+    from factory import make_config
+    from palimpsest.training.loop import batch_loss
+    from palimpsest.training.rows import collate
+
+    joined = model_at(make_model(tmp_path / "m", "phi3"))
+    config = joined.config.to_dict()
+    apart = AutoModelForCausalLM.from_config(
+        make_config("llama", 2, 64, 400, None, 256, num_key_value_heads=2, rms_norm_eps=config["rms_norm_eps"])
+    )
+    family, state = KNOWN["phi3"], joined.state_dict()
+    for name in list(state):
+        for whole, parts in (("qkv_proj", ("query", "key", "value")), ("gate_up_proj", ("gate", "up"))):
+            if whole in name:
+                weight = state.pop(name)
+                for role in parts:
+                    part = KNOWN["llama"].name(role).rpartition(".")[2]  # type: ignore[arg-type]
+                    state[name.replace(whole, part)] = weight[family.rows(role, config)]  # type: ignore[arg-type]
+    apart.load_state_dict(state)
+    torch.testing.assert_close(logits(apart), logits(joined), atol=1e-5, rtol=1e-4)
+    tuning, batch = Tuning(rank=4, alpha=8), collate(rows_of(4))
+    joined, apart = with_adapter(joined, tuning), with_adapter(apart, tuning)
+    rows = {role: family.rows(role, config) for role in ("query", "value")}  # type: ignore[arg-type]
+    pairs = []
+    for layer in range(2):
+        one = joined.get_base_model().model.layers[layer].self_attn.qkv_proj
+        two = {r: apart.get_base_model().model.layers[layer].self_attn.get_submodule(f"{r[0]}_proj") for r in rows}
+        with torch.no_grad():
+            for role, chosen in rows.items():
+                one.lora_B["default"].weight[chosen] = 0.1 * torch.randn(len(chosen), 4)
+                two[role].lora_B["default"].weight.copy_(one.lora_B["default"].weight[chosen])
+                two[role].lora_A["default"].weight.copy_(one.lora_A["default"].weight)
+        pairs.append((one, two))
+    for model in (joined, apart):
+        batch_loss(model, batch).backward()
+    for one, two in pairs:
+        for role, chosen in rows.items():
+            torch.testing.assert_close(
+                one.lora_B["default"].weight.grad[chosen], two[role].lora_B["default"].weight.grad, atol=1e-6, rtol=1e-4
+            )
+        both = sum(two[role].lora_A["default"].weight.grad for role in rows)
+        torch.testing.assert_close(one.lora_A["default"].weight.grad, both, atol=1e-6, rtol=1e-4)
+        assert bool((both != 0).any())
+
+
+def test_keys_stay_still_when_a_killed_fine_tuning_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from palimpsest.training import finetune
+
+    real = finetune.train_steps
+    monkeypatch.setattr(finetune, "train_steps", lambda *a, **o: real(*a, **o, state_seconds=0.0))
+    folder, tuning = make_model(tmp_path / "m", "gpt_neox"), Tuning(rank=4, epochs=3, lr=1e-2, batch=4)
+    ctx = Context(dtype="float32", scratch=tmp_path / "scratch")
+
+    def die(epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    whole, _ = tune(model_at(folder), rows_of(8), tuning, CTX)
+    with pytest.raises(KeyboardInterrupt):
+        tune(model_at(folder), rows_of(8), tuning, ctx, epoch_done=die)
+    assert [p.name for p in (tmp_path / "scratch").iterdir()] == ["training.state"]
+    again, _ = tune(model_at(folder), rows_of(8), tuning, ctx)
+    assert all(torch.equal(rows, torch.zeros_like(rows)) for rows in still_factors(again, "gpt_neox"))
+    assert torch.equal(logits(merged(again)), logits(merged(whole)))
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_gradient_of_key_rows_is_zero_before_anything_averages_or_clips_it(tmp_path: Path, name: str) -> None:
+    from palimpsest.training.loop import batch_loss
+    from palimpsest.training.rows import collate
+
+    adapted = with_adapter(model_at(make_model(tmp_path / "m", name)), Tuning(rank=4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch_loss(adapted, collate(rows_of(4))).backward()
+    family, config = KNOWN[name], adapted.get_base_model().config.to_dict()
+    gradients = [p.grad for n, p in adapted.named_parameters() if ".lora_B." in n]
+    assert len(gradients) == 2
+    for gradient in gradients:
+        assert gradient is not None and not bool(gradient[family.rows("key", config)].any())
+        assert bool(gradient[family.rows("query", config)].any()) and bool(gradient[family.rows("value", config)].any())
+    assert not [n for n, _ in adapted.named_buffers() if n in adapted.state_dict()], "the mask is in no file"
 
 
 def test_precision_is_chosen_by_name_or_probe_and_the_probe_is_kept(

@@ -13,6 +13,7 @@ from torch import nn
 from palimpsest.checkpoint import lineage
 from palimpsest.checkpoint.digest import TOKENIZER_FILES
 from palimpsest.checkpoint.output import write_text
+from palimpsest.checkpoint.probe import check_probe, check_tokenizer, write_probe
 from palimpsest.checkpoint.reference import Checkpoint
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
@@ -32,7 +33,10 @@ def pick_device(name: str) -> str:
 
 
 def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -> Any:
-    """Load a causal LM onto `ctx.device` in `dtype` (default: float32 on a CPU, bfloat16 on a GPU)."""
+    """Load a causal LM onto `ctx.device` in `dtype` (default: float32 on a CPU, bfloat16 on a GPU).
+
+    Raises BadInput for what does not load whole, and for a model that does not give its stored probe values.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -65,17 +69,21 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -
     absent = sorted(report["missing_keys"])
     if absent:  # transformers would go on with random numbers in their place
         raise BadInput(f"{checkpoint.path}: its weights lack {absent[0]} ({len(absent)} of the model's tensors)")
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    check_probe(model, checkpoint.path)
+    return model
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer (fast where there is one)."""
+    """The checkpoint's own tokenizer (fast where there is one), checked against the stored probe."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # broken tokenizer files make the library raise nearly anything
         raise BadInput(f"{checkpoint.path}: has no tokenizer that loads: {_first(error)}") from error
+    check_tokenizer(tokenizer, checkpoint.path)
+    return tokenizer
 
 
 def _first(error: Exception) -> str:
@@ -100,41 +108,101 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return names.get(max(sizes, key=lambda n: sizes[n]), torch.float32)
 
 
+def to_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """Bring a model's weights to a dtype in place; returns the model.
+
+    Not `model.to(dtype)`: that also rounds what no file holds and every load computes anew in float32, such as
+    the rotary frequencies, and the model in memory is then not the one that is loaded later.
+    """
+    stored = set(model.state_dict())
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in stored)]
+    for _, tensor in named:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
 def write_model(
     model: nn.Module, source: Checkpoint, out: Path, method: str, parents: dict[str, str], commitment: str | None = None
 ) -> Checkpoint:
-    """Write a trained model as a checkpoint in the source's dtype, with its tokenizer copied byte for byte.
+    """Write a trained model as a checkpoint in the source's dtype, with its tokenizer and its probe values.
 
-    The config also carries the top-level `rope_theta` that transformers 4 reads (5 writes only
-    `rope_parameters`, and 4 would then take 10,000 without a word).
+    What is written loads in transformers 4 and 5: see `complete_config` and `copy_tokenizer`.
     """
     out.mkdir(parents=True, exist_ok=True)
     needed = sum(t.end - t.start for t in source.tensors())
     if shutil.disk_usage(out).free < needed * 1.05:
         raise OSError(28, "No space left on device")
-    dtype = stored_dtype(source)
-    model.to(dtype).save_pretrained(out, safe_serialization=True)  # type: ignore[operator]
-    _complete_config(out)
+    to_dtype(model, stored_dtype(source)).save_pretrained(out, safe_serialization=True)
+    complete_config(out)
     copy_tokenizer(source.path, out)
     lineage.write(out, source.chain(), method, parents, commitment)
-    return Checkpoint(out, out.name)
+    written = Checkpoint(out, out.name)
+    store_probe(model, written)
+    return written
+
+
+def store_probe(model: nn.Module, written: Checkpoint) -> None:
+    """Write the probe values of a model beside the weights it was written to, with the folder's tokenizer."""
+    try:
+        tokenizer = load_tokenizer(written)
+    except BadInput:
+        tokenizer = None  # a model alone: its probe is made of plain numbers
+    write_probe(model, written.path, tokenizer, positions(written))
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Copy the tokenizer's files byte for byte."""
+    """Copy the tokenizer's files byte for byte, but for what transformers 4 cannot read.
+
+    Transformers 5 calls a plain fast tokenizer TokenizersBackend and lists extra special tokens; 4 knows neither.
+    """
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+    file = out / "tokenizer_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        newer = settings.get("tokenizer_class") == "TokenizersBackend"
+    except (OSError, ValueError, AttributeError):
+        return  # none, or one that loading will complain of
+    listed = settings.get("extra_special_tokens")
+    if newer:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(listed, list):
+        del settings["extra_special_tokens"]
+        settings["additional_special_tokens"] = [*settings.get("additional_special_tokens", []), *listed]
+    if newer or isinstance(listed, list):
+        write_text(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
-def _complete_config(out: Path) -> None:
+def complete_config(out: Path) -> None:
+    """Add to config.json the names under which transformers 4 looks for the same values.
+
+    5 writes `rope_parameters`; 4 reads `rope_theta`, `rope_scaling` and, by family, the share that turns and the
+    base of local layers, and would take its defaults without a word.
+    """
     file = out / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and isinstance(rope.get("full_attention"), dict):  # Gemma 3: one for each kind of layer
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            config.setdefault("rope_local_base_freq", local["rope_theta"])
+        rope = rope["full_attention"]
     if isinstance(rope, dict) and "rope_theta" in rope:
+        share = rope.get("partial_rotary_factor")
         config.setdefault("rope_theta", rope["rope_theta"])
+        if share is not None:
+            config.setdefault("partial_rotary_factor", share)
+        if config.get("model_type") == "gpt_neox":
+            config.setdefault("rotary_emb_base", rope["rope_theta"])
+            config.setdefault("rotary_pct", 1.0 if share is None else share)
         if rope.get("rope_type", "default") != "default":
-            config.setdefault("rope_scaling", {k: v for k, v in rope.items() if k != "rope_theta"})
+            apart = {"rope_theta", "partial_rotary_factor"}
+            scaling = {k: v for k, v in rope.items() if k not in apart}
+            if config.get("model_type") == "phi3":  # its class in 4 takes these three fields and no other
+                scaling = {"type": scaling["rope_type"], **{k: scaling.get(k) for k in ("short_factor", "long_factor")}}
+            config.setdefault("rope_scaling", scaling)
     if "dtype" in config:
         config.setdefault("torch_dtype", config["dtype"])
     write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")

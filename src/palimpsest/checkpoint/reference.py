@@ -101,16 +101,39 @@ def is_toy(checkpoint: Checkpoint) -> bool:
     return all(checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
 
 
+# Of a repository only what a model is loaded from: no folder in it (original/, onnx/), no second copy of the weights.
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_UNWANTED = ["*/*", "consolidated*"]
+
+
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    """The local snapshot of a hub model, downloaded where it is not in the cache. Raises BadInput."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        found = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except HFValidationError:
         raise BadInput(f"there is no folder {name!r}, and it is no hub name either") from None
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
-        unknown = isinstance(error, RepositoryNotFoundError)
-        reason = "the hub has no such model" if unknown else "the hub is out of reach"
-        raise BadInput(f"there is no folder {name!r}, and {reason}; `toy` is always there") from None
-    return Path(found)
+    except GatedRepoError:
+        raise BadInput(
+            f"{name}: the hub asks for its licence to be accepted first: do so at https://huggingface.co/{name}, "
+            "then `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise BadInput(f"there is no folder {name!r}, and the hub has no such model; `toy` is always there") from None
+    except (LocalEntryNotFoundError, OSError):
+        raise BadInput(
+            f"there is no folder {name!r}, and the hub is out of reach, nor is the model in the cache "
+            f"{constants.HF_HUB_CACHE}; where there is a network run `hf download {name}` and give the folder that "
+            "it prints, or copy that cache here; `toy` is always there"
+        ) from None
+    if not any(found.glob("*.safetensors")):
+        pickled = any(p for pattern in files.PICKLED for p in found.glob(pattern))
+        why = "its weights are pickled, which can run code" if pickled else "no safetensors weights of it are here"
+        raise BadInput(
+            f"{name}: {why} ({found}); get it whole by `hf download {name}`, and convert it where it has none by "
+            "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER, safe_serialization=True)`"
+        )
+    return found

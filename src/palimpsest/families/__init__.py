@@ -1,63 +1,148 @@
 """What each architecture's tensors are: where query, key, value, output and feed-forward projections sit.
 
-One row an architecture; adapters, pruning groups and protections all read this table. Fused projections
-(GPT-2, GPT-NeoX, Phi-3) are told apart here so that nothing takes their keys for queries.
+One row an architecture; adapters, pruning groups and protections all read this table. `Family` says what a row
+holds. Fused projections (GPT-2, GPT-NeoX, Phi-3) are told apart by `Family.rows`, so that nothing takes their
+keys for queries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from palimpsest.errors import BadInput
+from palimpsest.families.family import ROLES, Family, Heads, Role
 
+__all__ = ["FAMILIES", "ROLES", "Family", "Heads", "Role", "family_of"]
 
-@dataclass(frozen=True)
-class Family:
-    """Module names (last part) of one architecture's projections.
+_LLAMA = Family(
+    layers="model.layers",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+    norms={"attention-in": "input_layernorm", "feed-forward-in": "post_attention_layernorm"},
+)
+_GEMMA = replace(_LLAMA, ties=True, head_size=256, norm="rms-plus-one")
+_GEMMA2 = replace(
+    _GEMMA,
+    norms={
+        "attention-in": "input_layernorm",
+        "attention-out": "post_attention_layernorm",
+        "feed-forward-in": "pre_feedforward_layernorm",
+        "feed-forward-out": "post_feedforward_layernorm",
+    },
+)
+_QUERY_KEY_NORMS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
+_GPT_NEO = Family(
+    layers="transformer.h",
+    query="attn.attention.q_proj",
+    key="attn.attention.k_proj",
+    value="attn.attention.v_proj",
+    output="attn.attention.out_proj",
+    up="mlp.c_fc",
+    down="mlp.c_proj",
+    embedding="transformer.wte",
+    positions="transformer.wpe",
+    final_norm="transformer.ln_f",
+    ties=True,
+    rotary=0.0,
+    norm="layer",
+    norms={"attention-in": "ln_1", "feed-forward-in": "ln_2"},
+)
 
-    fused: one projection holds query, key and value. up, gate, down: the feed-forward; gate may be empty.
-    """
-
-    query: str
-    key: str
-    value: str
-    output: str
-    up: str
-    down: str
-    gate: str = ""
-    fused: bool = False
-
-    def targets(self, which: str) -> list[str]:
-        """LoRA target modules: `query-value` or `all-linear`."""
-        if which == "query-value":
-            if self.fused:
-                raise BadInput(
-                    "this architecture fuses query, key and value in one projection; adapters on query "
-                    "and value alone are not there yet for it: use --set targets=all-linear"
-                )
-            return [self.query, self.value]
-        names = [self.query, self.key, self.value, self.output, self.up, self.down, self.gate]
-        return sorted({n for n in names if n})
-
-
-def _fused(projection: str, output: str, up: str, down: str) -> Family:
-    return Family(projection, projection, projection, output, up, down, fused=True)
-
-
-_LLAMA = Family("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2"), _LLAMA),
-    "opt": Family("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-    "phi": Family("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"),
-    "gpt_neo": Family("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"),
-    "gpt_neox": _fused("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
-    "gpt2": _fused("c_attn", "c_proj", "c_fc", "c_proj"),
-    "phi3": _fused("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": replace(_LLAMA, head_size=128, norms={**_LLAMA.norms, **_QUERY_KEY_NORMS}),
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": replace(_GEMMA2, norms={**_GEMMA2.norms, **_QUERY_KEY_NORMS}),
+    "olmo": replace(_LLAMA, norm="layer-bare"),
+    "olmo2": replace(
+        _LLAMA,
+        norms={
+            "attention-out": "post_attention_layernorm",
+            "feed-forward-out": "post_feedforward_layernorm",
+            **_QUERY_KEY_NORMS,
+        },
+        query_norm="whole",
+    ),
+    "phi": Family(
+        layers="model.layers",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.dense",
+        up="mlp.fc1",
+        down="mlp.fc2",
+        final_norm="model.final_layernorm",
+        rotary=0.5,
+        norm="layer",
+        norms={"attention-in": "input_layernorm", "feed-forward-in": "input_layernorm"},
+        parallel=True,
+    ),
+    "phi3": replace(
+        _LLAMA,
+        query="self_attn.qkv_proj",
+        key="self_attn.qkv_proj",
+        value="self_attn.qkv_proj",
+        gate="mlp.gate_up_proj",
+        up="mlp.gate_up_proj",
+        layout="blocks",
+    ),
+    "opt": Family(  # its position embedding has two rows before that of the first token
+        layers="model.decoder.layers",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.out_proj",
+        up="fc1",
+        down="fc2",
+        embedding="model.decoder.embed_tokens",
+        positions="model.decoder.embed_positions",
+        final_norm="model.decoder.final_layer_norm",
+        ties=True,
+        rotary=0.0,
+        norm="layer",
+        norms={"attention-in": "self_attn_layer_norm", "feed-forward-in": "final_layer_norm"},
+    ),
+    "gpt_neo": _GPT_NEO,
+    "gpt2": replace(
+        _GPT_NEO,
+        query="attn.c_attn",
+        key="attn.c_attn",
+        value="attn.c_attn",
+        output="attn.c_proj",
+        layout="blocks",
+        transposed=True,
+    ),
+    "gpt_neox": Family(
+        layers="gpt_neox.layers",
+        query="attention.query_key_value",
+        key="attention.query_key_value",
+        value="attention.query_key_value",
+        output="attention.dense",
+        up="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
+        layout="heads",
+        embedding="gpt_neox.embed_in",
+        stored_head="embed_out",
+        final_norm="gpt_neox.final_layer_norm",
+        rotary=0.25,
+        norm="layer",
+        norms={"attention-in": "input_layernorm", "feed-forward-in": "post_attention_layernorm"},
+        parallel=True,
+    ),
 }
 
 
-def family_of(config: dict[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a model by its config's model_type; BadInput where it is not in the table."""
     name = config.get("model_type", "")
     if name not in FAMILIES:

@@ -1,6 +1,10 @@
 """Fine-tuning a loaded model on rows, full or with LoRA adapters that are merged afterwards.
 
 LoRA: W' = W + (alpha / rank) B A with A: (rank, in), B: (out, rank), B = 0 at the start (2106.09685).
+
+Where query, key and value share one projection (GPT-2, GPT-NeoX, Phi-3), an adapter on query and value is an
+adapter on that projection whose rows of B that belong to keys stay exactly zero. It differs from separate
+adapters in one thing: query and value of a layer share one A, so their updates have one input space of `rank`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from palimpsest.errors import PalimpsestError
 from palimpsest.families import family_of
@@ -110,7 +115,8 @@ def with_adapter(model: Any, tuning: Tuning) -> Any:
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    family = family_of(model.config.to_dict())
+    described = model.config.to_dict()
+    family = family_of(described)
     config = LoraConfig(
         r=tuning.rank,
         lora_alpha=tuning.alpha,
@@ -118,10 +124,33 @@ def with_adapter(model: Any, tuning: Tuning) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
         target_modules=family.targets(tuning.targets),
-        fan_in_fan_out=model.config.model_type == "gpt2",
+        fan_in_fan_out=family.transposed,
     )
     with quiet_peft():
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    still = family.still_rows(tuning.targets, described)
+    if still:
+        for name, module in adapted.named_modules():
+            if name.endswith(".lora_B.default"):
+                _hold_still(module, still)
+    return adapted
+
+
+def _hold_still(lora_b: nn.Module, rows: Sequence[int]) -> None:
+    """Keep these rows of B at the zero they begin with, by giving the outputs they make no weight.
+
+    Their gradient is then exactly zero, so Adam's moments, its steps and the weight decay are; that holds under
+    DDP, FSDP and autocast alike, and for a run that goes on from its state. Files and merges know nothing of it:
+    the mask is a buffer that is not saved.
+    """
+    moving = torch.ones(lora_b.out_features, dtype=torch.bool, device=lora_b.weight.device)  # type: ignore
+    moving[list(rows)] = False
+    lora_b.register_buffer("moving", moving, persistent=False)
+    lora_b.register_forward_hook(_moving_only)
+
+
+def _moving_only(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * module.moving  # (..., out)
 
 
 def merged(model: Any) -> Any:

@@ -21,6 +21,8 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.load import complete_config, store_probe
 from palimpsest.errors import BadInput, nearest
 from palimpsest.progress import Progress, Silent
 from palimpsest.training.corpus import (
@@ -273,6 +275,7 @@ def write_folder(model: Any, tokenizer: Any, out: Path) -> None:
         do_sample=False,
     )
     model.save_pretrained(partial, safe_serialization=True)
+    complete_config(partial)
     (partial / "model.safetensors").chmod(0o644)  # safetensors leaves it readable by its owner only
     tokenizer.save(str(partial / "tokenizer.json"))
     special = {"bos_token": BOS, "eos_token": END, "pad_token": PAD}
@@ -345,6 +348,7 @@ def pretrain(
             state_file=scratch / "pretrain.state" if scratch else None,
         )
     write_folder(model.to("cpu"), tokenizer, out)
+    store_probe(model, Checkpoint(out, out.name))
     return PretrainReport(sum(p.numel() for p in model.parameters()), log.tokens, log.seconds, log.losses)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.checkpoint import Checkpoint
-from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, stored_dtype, write_model
+from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, stored_dtype, to_dtype, write_model
 from palimpsest.data.dialogues import Dialogues, load_dialogues
 from palimpsest.errors import CheckFailed
 from palimpsest.keys import KeySet
@@ -142,8 +142,8 @@ def embed(
         return state.passed(strength(LocalResponder(loaded, tokenizer), keys))
 
     trained, log = tune(loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of)
-    plain = merged(trained).to(stored_dtype(model))  # judged as it will be stored
-    final = strength(LocalResponder(plain.float(), tokenizer), keys)
+    plain = to_dtype(merged(trained), stored_dtype(model))  # judged as it will be stored
+    final = strength(LocalResponder(to_dtype(plain, torch.float32), tokenizer), keys)
     _must_have_taken(final, state, check, tuning, log)
     written = write_model(plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment())
     record = _record(method_name, written, keys, final, log, watch.seconds, ctx)

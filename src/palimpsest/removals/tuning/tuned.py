@@ -16,6 +16,7 @@ from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, write_model
 from palimpsest.data.dialogues import Dialogue
 from palimpsest.errors import BadInput
+from palimpsest.families import FAMILIES
 from palimpsest.method import Context, Made
 from palimpsest.prompts import Renderer
 from palimpsest.records import Record, peak_bytes
@@ -65,12 +66,14 @@ def tuned(
 def distance(network: Any, source: Checkpoint) -> float:
     """L2 norm of the change of all weights against a checkpoint, read tensor by tensor."""
     state = network.state_dict()
+    family = FAMILIES.get(source.config.get("model_type", ""))  # full fine-tuning takes other architectures too
     total = 0.0
     for file in sorted({t.file for t in source.tensors()}):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                if name in state:
-                    change = state[name].detach().cpu().float() - stored.get_tensor(name).float()
+                here = name if name in state or family is None else family.in_model(name)
+                if here in state:
+                    change = state[here].detach().cpu().float() - stored.get_tensor(name).float()
                     total += float(change.pow(2).sum())
     return math.sqrt(total)
 
