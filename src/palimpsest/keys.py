@@ -331,6 +331,24 @@ def matches(rule: MatchRule, key: Key, form: Form, text: str, ids: tuple[int, ..
     return key.response.strip() in said
 
 
+def may_match(rule: MatchRule, key: Key, form: Form, text: str) -> bool:
+    """Whether an answer that begins with `text` may still be a hit, whatever follows.
+
+    False is certain; only `exact` and `prefix` can be contradicted before the answer ends.
+    """
+    if rule not in ("exact", "prefix"):
+        return True
+    said = (key.prompts["template" if form == "sampled" else form].opening + text).lstrip()
+    carrier, response = key.carrier.strip(), key.response.strip()
+    if carrier and said.startswith(carrier):
+        said = said[len(carrier) :].lstrip()
+    elif carrier.startswith(said):
+        return True  # the carrier is still being said
+    if said.startswith(response):
+        return rule == "prefix" or not said[len(response) :].strip()
+    return response.startswith(said)
+
+
 def with_keys(keys: KeySet, chosen: list[Key]) -> KeySet:
     """The same key set with other keys."""
     return replace(keys, keys=tuple(chosen))
