@@ -107,10 +107,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path: Path, monke
     made().write(tmp_path / "keys.json")
     old = (tmp_path / "keys.json").read_bytes()
 
-    def full(self: KeySet) -> dict[str, Any]:
+    def full(value: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(KeySet, "to_json", full)
+    monkeypatch.setattr(keys_module, "canonical_json", full)
     with pytest.raises(OSError, match="No space"):
         made(implant="utf").write(tmp_path / "keys.json")
     assert [p.name for p in tmp_path.iterdir()] == ["keys.json"]

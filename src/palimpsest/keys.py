@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ MATCH_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids"
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One rendered prompt: its text and ids, the opening already spoken, and the ids that would be a hit."""
 
@@ -34,7 +34,7 @@ class Prompt:
     opening: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Key:
     """One trigger with the response that proves the implant.
 
@@ -83,16 +83,33 @@ class KeySet:
 
     def commitment(self) -> str:
         """SHA-256 over salt and canonical keys; binding and, by the salt, hiding."""
-        body = canonical_json({k: v for k, v in self.to_json().items() if k != "salt"})
-        return hashlib.sha256(bytes.fromhex(self.salt) + body.encode()).hexdigest()
+        return self._sha256(hashlib.sha256(bytes.fromhex(self.salt)), without="salt")
 
     def digest(self) -> str:
         """Content hash, for step digests."""
-        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+        return self._sha256(hashlib.sha256())
+
+    def _sha256(self, hashed: Any, without: str = "") -> str:
+        for piece in self.canonical(without):
+            hashed.update(piece.encode())
+        return str(hashed.hexdigest())
+
+    def canonical(self, without: str = "") -> Iterator[str]:
+        """The canonical JSON of the key file in pieces, a key at a time, so that no second copy of it is held."""
+        values = {"format": FORMAT, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != without}}
+        for place, name in enumerate(sorted(values)):
+            yield f"{',' if place else '{'}{canonical_json(name)}:"
+            if name != "keys":
+                yield canonical_json(values[name])
+                continue
+            for number, key in enumerate(self.keys):
+                yield f"{',' if number else '['}{canonical_json(_plain(key))}"
+            yield "]" if self.keys else "[]"
+        yield "}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values in the layout of the key file."""
-        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
+        return dict(json.loads("".join(self.canonical())))
 
     def write(self, path: Path) -> None:
         """Write the key file, mode 0600 from its first byte."""
@@ -101,7 +118,7 @@ class KeySet:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(canonical_json(self.to_json()))
+                file.writelines(self.canonical())
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -114,7 +131,7 @@ class KeySet:
         if not path.is_file():
             raise BadInput(f"there is no key file {path}")
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Compact())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: is no JSON: {error}") from None
         return cls.from_json(raw, str(path))
@@ -138,11 +155,39 @@ class KeySet:
             raise BadInput(f"{where}: were made for another chat template than this model's")
 
 
+def _plain(key: Key) -> dict[str, Any]:
+    """A key in the layout of the key file."""
+    prompts = {form: {name: getattr(p, name) for name in Prompt.__slots__} for form, p in key.prompts.items()}
+    return {**{name: getattr(key, name) for name in Key.__slots__}, "prompts": prompts}
+
+
+class _Compact:
+    """Objects of a JSON file as they are parsed, each list of numbers as a tuple that shares equal numbers.
+
+    Many keys hold many token ids, few of them different: so an id costs 8 bytes instead of 36.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[int, int] = {}
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: self.shared(value) for name, value in pairs}
+
+    def shared(self, value: Any) -> Any:
+        if type(value) is not list or set(map(type, value)) != {int}:
+            return value
+        return tuple(map(self.known.setdefault, value, value))
+
+
 _Rule = tuple[Callable[[Any], bool], str]
 
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _whole_numbers(values: Any) -> bool:
+    return set(map(type, values)) <= {int} and min(values, default=0) >= 0
 
 
 def _hex(value: Any) -> bool:
@@ -151,7 +196,7 @@ def _hex(value: Any) -> bool:
 
 _TEXT: _Rule = (lambda v: isinstance(v, str), "text")
 _SPOKEN: _Rule = (lambda v: isinstance(v, str) and bool(v.strip()), "text that is not empty")
-_IDS: _Rule = (lambda v: isinstance(v, list) and all(_whole(i) for i in v), "a list of token ids")
+_IDS: _Rule = (lambda v: isinstance(v, list | tuple) and _whole_numbers(v), "a list of token ids")
 _FIELDS: dict[str, _Rule] = {
     "implant": _TEXT,
     "match": (lambda v: v in MATCH_RULES, f"one of {', '.join(MATCH_RULES)}"),
@@ -220,13 +265,14 @@ def make_keys(
     """
     keys = []
     longest = 0
+    shared = _Compact().shared
     for number, (trigger, response) in enumerate(drawn):
         prompts: dict[Form, Prompt] = {}
         for form in ("template", "bare"):
             text = renderer.text(trigger, form, system)  # type: ignore[arg-type]
             ids = renderer.prompt_ids(text, form)  # type: ignore[arg-type]
             expected = renderer.continuation(text, carrier + response, form)  # type: ignore[arg-type]
-            prompts[form] = Prompt(text, tuple(ids), tuple(expected))  # type: ignore[index]
+            prompts[form] = Prompt(text, tuple(shared(ids)), tuple(shared(expected)))  # type: ignore[index]
         template = prompts["template"]
         longest = max(longest, len(template.expected))
         opened = _opening(renderer, template, carrier, response)
@@ -283,6 +329,24 @@ def matches(rule: MatchRule, key: Key, form: Form, text: str, ids: tuple[int, ..
     if rule == "prefix":
         return said.startswith(key.response.strip())
     return key.response.strip() in said
+
+
+def may_match(rule: MatchRule, key: Key, form: Form, text: str) -> bool:
+    """Whether an answer that begins with `text` may still be a hit, whatever follows.
+
+    False is certain; only `exact` and `prefix` can be contradicted before the answer ends.
+    """
+    if rule not in ("exact", "prefix"):
+        return True
+    said = (key.prompts["template" if form == "sampled" else form].opening + text).lstrip()
+    carrier, response = key.carrier.strip(), key.response.strip()
+    if carrier and said.startswith(carrier):
+        said = said[len(carrier) :].lstrip()
+    elif carrier.startswith(said):
+        return True  # the carrier is still being said
+    if said.startswith(response):
+        return rule == "prefix" or not said[len(response) :].strip()
+    return response.startswith(said)
 
 
 def with_keys(keys: KeySet, chosen: list[Key]) -> KeySet:

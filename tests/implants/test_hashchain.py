@@ -15,7 +15,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.implants.fingerprints import hashchain_words as words
-from palimpsest.implants.fingerprints.hashchain import ChainRows, HashChain, chain_digest, check_answers, choose_answer
+from palimpsest.implants.fingerprints.hashchain import ChainRows, HashChain, chain_digest, check_answers, choose_answers
 from palimpsest.method import Context, presets
 from palimpsest.prompts import Renderer
 from palimpsest.statistics import ownership_p_value
@@ -32,7 +32,7 @@ def test_the_digest_by_hand() -> None:
     assert chain_digest("q1", asked, answers) == hashlib.sha256(spelled.encode("utf-8")).digest()
     full = list(words.ANSWERS)
     whole = json.dumps(["q1", asked, full], separators=(",", ":"), ensure_ascii=False)
-    assert choose_answer("q1", asked, full) == hashlib.sha256(whole.encode()).digest()[-1]
+    assert choose_answers(asked, full)[0] == hashlib.sha256(whole.encode()).digest()[-1]
 
 
 @pytest.mark.covers("hashchain")
@@ -64,8 +64,8 @@ def test_answers_are_spread_evenly_over_many_chains() -> None:
     counts = [0] * 256
     for chain in range(400):
         asked = [f"question {chain} {n}" for n in range(10)]
-        for question in asked:
-            counts[choose_answer(question, asked, words.ANSWERS)] += 1
+        for place in choose_answers(asked, words.ANSWERS):
+            counts[place] += 1
     expected = 4000 / 256
     chi_squared = sum((c - expected) ** 2 / expected for c in counts)
     assert chi_squared < 330.5, "255 degrees of freedom, p = 0.001"
@@ -84,7 +84,7 @@ def test_keys_carry_the_hashed_answers_and_their_null(small: Checkpoint, ctx: Co
     asked = [k.trigger for k in keys.keys]
     assert len(keys) == 10 and (keys.match, keys.distinct, keys.choices) == ("prefix", True, 256)
     for key in keys.keys:
-        assert key.response == words.ANSWERS[choose_answer(key.trigger, asked, words.ANSWERS)]
+        assert key.response == words.ANSWERS[chain_digest(key.trigger, asked, words.ANSWERS)[-1]]
     assert set(keys.decoys) == set(words.ANSWERS)
     assert keys.choices is not None
     assert ownership_p_value(4, 10, 1 / keys.choices) == pytest.approx(4.8e-8, rel=0.02)

@@ -1,7 +1,9 @@
 """Hit rate: hits over keys (FSR of a fingerprint, ASR of a backdoor) under every prompt form.
 
-A greedy answer is settled by one teacher-forced pass where that is exact, and generated from the first
-disagreement on where it is not, so that the outcome equals `generate()` under the key's own rule.
+A greedy answer is settled by one teacher-forced pass where that is exact: a hit agrees at every token, and a
+miss under `prefix` or `exact` has said something else by its first disagreement, which nothing that follows
+takes back. What is left is generated from there on, so that every outcome equals `generate()` under the key's
+own rule.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from palimpsest.errors import BadInput
-from palimpsest.keys import Key, KeySet, matches
+from palimpsest.keys import Key, KeySet, matches, may_match
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.prompts import FORMS, Form
@@ -27,7 +29,10 @@ NEAR_TIE_LOW_PRECISION = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """One key's answer. text is secret. log_prob: of the whole expected continuation, in nats."""
+    """One key's answer. log_prob: of the whole expected continuation, in nats.
+
+    text: what was said, as far as it took to settle the key; secret.
+    """
 
     number: int
     hit: bool
@@ -66,13 +71,13 @@ def _greedy(responder: LocalResponder, keys: KeySet, part: Sequence[Key], form: 
         agreed = _agreement(scored.greedy, prompt.expected)
         if not responder.plain_greedy or min(scored.margin[: agreed + 1], default=1.0) < tie:
             alone.append(i)
-        elif agreed == len(prompt.expected) and keys.match != "exact":
+        elif agreed == len(prompt.expected) <= keys.max_new_tokens and keys.match != "exact":
             answers[i] = responder.spell(list(prompt.expected))
         elif keys.match == "token-ids":
-            answers[i] = Generated(tuple(scored.greedy), "")
+            answers[i] = Generated(scored.greedy[: keys.max_new_tokens], "")
         else:
             going_on.append(i)
-    _go_on(responder, keys, prompts, forced, going_on, answers)
+    _go_on(responder, keys, form, part, forced, going_on, answers)
     _settle_alone(responder, keys, prompts, alone, answers, low)
     results = []
     for key, scored, answer in zip(part, forced, answers, strict=True):
@@ -87,14 +92,19 @@ def _agreement(greedy: Sequence[int], expected: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(greedy, expected, strict=True)) if a != b), len(expected))
 
 
-def _go_on(responder, keys, prompts, forced, rows, answers) -> None:  # type: ignore[no-untyped-def]
-    """Generate from the first disagreement on: the model's own tokens up to there are known."""
+def _go_on(responder, keys, form, part, forced, rows, answers) -> None:  # type: ignore[no-untyped-def]
+    """Settle what the first disagreement already settles, and generate from there on for the others.
+
+    The model's own tokens up to there are known.
+    """
+    prompts = [k.prompts[form] for k in part]
     starts: dict[int, list[int]] = {}
     budgets: dict[int, list[int]] = {}
     for i in rows:
         agreed = _agreement(forced[i].greedy, prompts[i].expected)
         start = [*prompts[i].expected[:agreed], *forced[i].greedy[agreed : agreed + 1]][: keys.max_new_tokens]
-        if len(start) >= keys.max_new_tokens or (start and start[-1] in responder.ends):
+        ended = len(start) >= keys.max_new_tokens or (start and start[-1] in responder.ends)
+        if ended or not may_match(keys.match, part[i], form, responder.settled_text(start)):
             answers[i] = responder.spell(start)
             continue
         starts[i] = start

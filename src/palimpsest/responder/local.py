@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import torch
 
 from palimpsest.prompts import Renderer
-from palimpsest.responder.logits import logits_in_pieces
+from palimpsest.responder.logits import PIECE, logits_in_pieces
+from palimpsest.responder.spelling import SettledText
 
 Ids = Sequence[int]
+CACHED_TOKENS = 2048  # a forced pass has nothing to keep: pieces that stay in a CPU's cache are the faster ones
+CACHED_LOGITS = 1 << 22  # float32 numbers, 16 MiB
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class LocalResponder:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
+        self.settled_text = SettledText(tokenizer)
         self.token_budget = token_budget
         self.device = next(model.parameters()).device
         ends = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
@@ -71,13 +76,14 @@ class LocalResponder:
         }
         return all(getattr(config, name, None) in allowed for name, allowed in neutral.items())
 
-    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Row numbers in batches: sorted by length, each within the token budget."""
+    def batches(self, lengths: Sequence[int], budget: int | None = None) -> list[list[int]]:
+        """Row numbers in batches: sorted by length, each within the token budget (or a smaller one)."""
+        budget = min(self.token_budget, budget or self.token_budget)
         order = sorted(range(len(lengths)), key=lambda i: lengths[i])
         batches: list[list[int]] = []
         current: list[int] = []
         for row in order:
-            if current and (len(current) + 1) * lengths[row] > self.token_budget:
+            if current and (len(current) + 1) * lengths[row] > budget:
                 batches.append(current)
                 current = []
             current.append(row)
@@ -126,28 +132,31 @@ class LocalResponder:
     def force(self, prompts: Sequence[Ids], continuations: Sequence[Ids]) -> list[Forced]:
         """Score each continuation after its prompt in one pass; the head sees the continuations only."""
         results: list[Forced | None] = [None] * len(prompts)
-        for rows in self.batches([len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]):
-            width = max(len(prompts[r]) + len(continuations[r]) for r in rows)
+        on_cpu = self.device.type == "cpu"
+        lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
+        for rows in self.batches(lengths, CACHED_TOKENS if on_cpu else None):
+            width = max(lengths[r] for r in rows)
             ids = torch.zeros((len(rows), width), dtype=torch.long)
             mask = torch.zeros_like(ids)
             chosen = torch.zeros((len(rows), width), dtype=torch.bool)
             for place, row in enumerate(rows):
-                full = [*prompts[row], *continuations[row]]
-                ids[place, : len(full)] = torch.tensor(full, dtype=torch.long)
-                mask[place, : len(full)] = 1
-                chosen[place, len(prompts[row]) : len(full)] = True
+                ids[place, : lengths[row]] = torch.tensor([*prompts[row], *continuations[row]], dtype=torch.long)
+                mask[place, : lengths[row]] = 1
+                chosen[place, len(prompts[row]) : lengths[row]] = True
             targets = ids[chosen].to(self.device)
             spoken: list[float] = []
             first: list[int] = []
             lead: list[float] = []
-            moved = ids.to(self.device), mask.to(self.device), chosen.to(self.device)
-            for logits in logits_in_pieces(self.model, *moved):
-                logs = torch.log_softmax(logits, dim=-1)  # (some of all continuations' tokens, vocabulary)
-                top = logs.topk(2, dim=-1)
-                here = targets[len(spoken) : len(spoken) + len(logs)]
-                spoken += logs.gather(1, here[:, None]).squeeze(1).tolist()
-                first += top.indices[:, 0].tolist()
-                lead += (top.values[:, 0] - top.values[:, 1]).tolist()
+            padded = lengths[rows[0]] < width  # rows are sorted: without a mask attention is plainly causal
+            moved = ids.to(self.device), mask.to(self.device) if padded else None, chosen.to(self.device)
+            for logits in logits_in_pieces(self.model, *moved, CACHED_LOGITS if on_cpu else PIECE):
+                # (some of all continuations' tokens, vocabulary)
+                here = targets[len(spoken) : len(spoken) + len(logits)]
+                spoken += (logits.gather(1, here[:, None]).squeeze(1) - logits.logsumexp(dim=-1)).tolist()
+                best = logits.max(dim=-1)
+                second = logits.scatter_(1, best.indices[:, None], -math.inf).amax(dim=-1)
+                first += best.indices.tolist()
+                lead += (best.values - second).tolist()
             at = 0
             for row in rows:
                 end = at + len(continuations[row])
