@@ -31,8 +31,11 @@ def pick_device(name: str) -> str:
     return name
 
 
-def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -> Any:
-    """Load a causal LM onto `ctx.device` in `dtype` (default: float32 on a CPU, bfloat16 on a GPU)."""
+def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, held_on: str | None = None) -> Any:
+    """Load a causal LM onto `ctx.device` in `dtype` (default: float32 on a CPU, bfloat16 on a GPU).
+
+    held_on: another device to hold it on, in the dtype that `ctx.device` asks for.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -65,7 +68,7 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -
     absent = sorted(report["missing_keys"])
     if absent:  # transformers would go on with random numbers in their place
         raise BadInput(f"{checkpoint.path}: its weights lack {absent[0]} ({len(absent)} of the model's tensors)")
-    return model.to(device).eval()
+    return model.to(held_on or device).eval()
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
