@@ -110,7 +110,7 @@ class World:
             gradients = [p.grad for p in bucket if p.grad is not None]
             flat = torch.cat([g.reshape(-1) for g in gradients])
             dist.all_reduce(flat)
-            for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
     def add(self, number: float) -> float:
@@ -192,10 +192,10 @@ def _join() -> World:
     if cuda:
         torch.cuda.set_device(device)
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))  # type: ignore[attr-defined]
-    own = dist.PrefixStore("palimpsest", store)
+    own, group = (dist.PrefixStore(name, store) for name in ("palimpsest", "group"))  # type: ignore[attr-defined]
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=group,
         rank=rank,
         world_size=size,
         timeout=PATIENCE,

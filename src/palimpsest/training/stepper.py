@@ -82,13 +82,23 @@ def training(model: Any, device: torch.device, checkpointing: bool = False) -> I
     precision = torch.get_float32_matmul_precision()
     model.train()
     if checkpointing:
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint(inner, True)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         if checkpointing:
-            inner.gradient_checkpointing_disable()
+            _checkpoint(inner, False)
         torch.set_float32_matmul_precision(precision)
         model.eval()
+
+
+def _checkpoint(model: Any, on: bool) -> None:
+    """Switch activation checkpointing, which older versions of transformers call gradient checkpointing."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        options = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(model, f"{kind}_checkpointing_enable")(**options)
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()
