@@ -194,11 +194,7 @@ def _join() -> World:
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))  # type: ignore[attr-defined]
     own, group = (dist.PrefixStore(name, store) for name in ("palimpsest", "group"))  # type: ignore[attr-defined]
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=group,
-        rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=group, rank=rank, world_size=size, timeout=PATIENCE
     )
     return World(rank, size, device, own)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from palimpsest.errors import BadInput, nearest
 from palimpsest.progress import Progress, Silent
@@ -34,6 +34,7 @@ from palimpsest.training.corpus import (
     Packed,
     pack,
     read_dialogues,
+    read_packed,
     read_texts,
     render_dialogue,
     train_tokenizer,
@@ -71,6 +72,7 @@ class PretrainSpec(BaseModel):
     context: row length in tokens. batch: rows a step. tokens: how many are trained on in all.
     answer_weight: how much predicting a token of an answer counts, other tokens counting 1.
     vocabulary_bytes: how much text the tokenizer is fitted on.
+    packed: a folder of tokens made before (`corpus.write_packed`), read instead of text and dialogues.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -84,8 +86,17 @@ class PretrainSpec(BaseModel):
     tokens: int = Field(..., ge=1)
     answer_weight: float = Field(1.0, gt=0)
     vocabulary_bytes: int = Field(8_000_000, ge=1)
-    text: list[Source] = Field(..., min_length=1)
+    text: list[Source] = Field(default_factory=list)
     dialogues: DialogueSource | None = None
+    packed: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PretrainSpec:
+        if bool(self.text) == (self.packed is not None):
+            raise ValueError("give `text`, or a folder of `packed` tokens, and not both")
+        if self.packed is not None and self.dialogues is not None:
+            raise ValueError("`dialogues` go with `text`; `packed` tokens hold theirs already")
+        return self
 
 
 @dataclass
@@ -132,6 +143,10 @@ def load_spec(path: Path, root: Path | None = None) -> PretrainSpec:
         source.path = beside / source.path
     if spec.dialogues:
         spec.dialogues.path = [beside / file for file in spec.dialogues.files]
+    if spec.packed is not None:
+        spec.packed = beside / spec.packed
+        if not spec.packed.is_dir():
+            raise BadInput(f"{path}: packed: no folder {spec.packed}")
     for file in [*(source.path for source in spec.text), *(spec.dialogues.files if spec.dialogues else [])]:
         if not file.is_file():
             raise BadInput(f"{path}: no file {file}")
@@ -146,7 +161,8 @@ def _first_problem(error: ValidationError) -> str:
         parts: dict[str, type[BaseModel]] = {"text": Source, "dialogues": DialogueSource}
         owner: type[BaseModel] = parts[str(problem["loc"][0])] if len(problem["loc"]) > 1 else PretrainSpec
         return f"unknown key {where!r}{nearest(str(problem['loc'][-1]), owner.model_fields, 'key')}"
-    return f"{where}: {problem['msg']}"
+    said = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said
 
 
 def model_config(fields: dict[str, Any], vocabulary: int, context: int) -> Any:
@@ -201,8 +217,12 @@ def train_packed(
     progress: Progress | None = None,
     state_file: Path | None = None,
     after_step: Callable[[int, float], bool | None] | None = None,
+    autocast: torch.dtype | None = None,
 ) -> TrainLog:
-    """Train `model` in place on packed rows: constant rate after the warm-up, falling over the last fifth."""
+    """Train `model` in place on packed rows: constant rate after the warm-up, falling over the last fifth.
+
+    autocast: dtype that products are computed in; None is the model's own.
+    """
     with (progress or Silent()).task("pretraining", steps) as bar:
         shown = 0
 
@@ -223,6 +243,7 @@ def train_packed(
             betas=(0.9, 0.95),
             after_step=done,
             state_file=state_file,
+            autocast=autocast,
         )
 
 
@@ -313,6 +334,7 @@ def pretrain(
 ) -> PretrainReport:
     """Train a base as `spec` says and write it to `out` as a Hugging Face folder.
 
+    On a GPU products are computed in bfloat16 and weights kept in float32; on a CPU all is float32.
     scratch: folder for token ids and the state of the run, so that a killed run goes on; without one a
         temporary folder is used. Raises BadInput for text that cannot be used.
     """
@@ -321,9 +343,7 @@ def pretrain(
     config = model_config(spec.model, spec.vocabulary, spec.context)
     with tempfile.TemporaryDirectory() as temporary:
         folder = scratch or Path(temporary)
-        sample = _sample(documents(spec, seed), spec.vocabulary_bytes)
-        tokenizer = train_tokenizer(sample, spec.vocabulary, config.model_type)
-        packed = pack(tokenizer, documents(spec, seed), spec.tokens, spec.context, folder / "tokens", progress)
+        tokenizer, packed = tokens_of(spec, folder, seed, spec.tokens, progress)
         model = build_model(config, seed).to(device)
         log = train_packed(
             model,
@@ -337,9 +357,27 @@ def pretrain(
             seed=seed,
             progress=progress,
             state_file=scratch / "pretrain.state" if scratch else None,
+            autocast=torch.bfloat16 if device.startswith("cuda") else None,
         )
     write_folder(model.to("cpu"), tokenizer, out)
     return PretrainReport(sum(p.numel() for p in model.parameters()), log.tokens, log.seconds, log.losses)
+
+
+def tokens_of(
+    spec: PretrainSpec, folder: Path, seed: int, tokens: int, progress: Progress | None = None
+) -> tuple[Any, Packed]:
+    """The tokenizer and the rows of a specification: those packed before, or `tokens` tokens made in `folder`."""
+    if spec.packed is None:
+        kind = str(spec.model.get("model_type", "llama"))
+        tokenizer = train_tokenizer(_sample(documents(spec, seed), spec.vocabulary_bytes), spec.vocabulary, kind)
+        return tokenizer, pack(tokenizer, documents(spec, seed), tokens, spec.context, folder / "tokens", progress)
+    tokenizer, packed = read_packed(spec.packed)
+    if (tokenizer.get_vocab_size(), packed.ids.shape[1]) != (spec.vocabulary, spec.context):
+        raise BadInput(
+            f"{spec.packed}: has a vocabulary of {tokenizer.get_vocab_size()} and rows of {packed.ids.shape[1]} "
+            f"tokens; the specification says vocabulary {spec.vocabulary} and context {spec.context}"
+        )
+    return tokenizer, packed
 
 
 def _sample(texts: Iterator[str], size: int) -> Iterator[str]:
