@@ -77,7 +77,8 @@ def write(folder: Path) -> None:
     from palimpsest.checkpoint import Checkpoint, resolve
     from palimpsest.checkpoint.load import load_model, write_model
     from palimpsest.method import Context
-    from palimpsest.training.pretrain import PretrainSpec, Source, pretrain
+    from palimpsest.training.pretrain import pretrain
+    from palimpsest.training.pretrain_spec import PretrainSpec, Source
 
     for name, settings in {**{family: {"family": family} for family in FAMILIES}, **VARIANTS}.items():
         newer = settings.pop("newer", False)

@@ -214,8 +214,8 @@ def pretrain(
 
     from palimpsest.checkpoint import lineage
     from palimpsest.checkpoint.digest import cache_folder
-    from palimpsest.training.pretrain import load_spec, recipe
     from palimpsest.training.pretrain import pretrain as train
+    from palimpsest.training.pretrain_spec import load_spec, recipe
 
     out = Path(out)
     check_target(out, force)

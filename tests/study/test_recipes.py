@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from palimpsest.study.spec import load_spec, recipes
+from palimpsest.cli import app
+from palimpsest.study.spec import load_spec, published_rows, recipes
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -18,3 +20,24 @@ def test_shipped_recipes_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, t
         monkeypatch.setenv(variable, str(tmp_path))
     spec = load_spec(name)
     assert spec.targets and spec.implants and spec.measures
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(recipes()) if n.startswith("meraser-table")])
+def test_published_numbers_stand_under_the_recipe_s_own_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    spec = load_spec(name)
+    published = published_rows(spec.published)
+    cells = {(row["model"], row["fingerprint"]) for row in published}
+    assert {row["measure"] for row in published} == {"FSR %", "PPL"} and {row["paper"] for row in published} == {
+        "2506.12551"
+    }
+    if not spec.is_toy:
+        assert {(model.id, implant.id) for model in spec.targets for implant in spec.implants} <= cells
+
+
+def test_a_model_that_is_not_there_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the network is off in all tests
+    result = CliRunner().invoke(app, ["study", "check", "meraser-table4-opt"])
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert result.exit_code == 2 and len(lines) == 1, result.output
+    assert "models: OPT-125M: there is no folder 'facebook/opt-125m'" in lines[0]

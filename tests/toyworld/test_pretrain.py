@@ -14,8 +14,20 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from palimpsest.errors import BadInput  # noqa: E402
-from palimpsest.training.corpus import ANSWER, TEXT, pack, read_dialogues, read_texts, render_dialogue, train_tokenizer  # noqa: E402
-from palimpsest.training.pretrain import PretrainSpec, documents, load_spec, pretrain, recipe  # noqa: E402
+from palimpsest.training.corpus import (  # noqa: E402
+    ANSWER,
+    TEXT,
+    Packed,
+    pack,
+    read_dialogues,
+    read_packed,
+    read_texts,
+    render_dialogue,
+    train_tokenizer,
+    write_packed,
+)
+from palimpsest.training.pretrain import documents, pretrain, tokens_of  # noqa: E402
+from palimpsest.training.pretrain_spec import PretrainSpec, load_spec, recipe  # noqa: E402
 
 SMALL = {
     "hidden_size": 32,
@@ -235,3 +247,44 @@ def test_text_that_yields_too_small_a_vocabulary_is_refused(tmp_path):
     )
     with pytest.raises(BadInput, match="vocabulary"):
         pretrain(spec, tmp_path / "out")
+
+
+def test_packed_tokens_train_the_same_model_without_the_text(corpus, tmp_path):
+    spec = load_spec(corpus / "spec.yaml")
+    pretrain(spec, tmp_path / "from-text", seed=4)
+    tokenizer, packed = tokens_of(spec, tmp_path / "scratch", 4, spec.tokens)
+    bundle = tmp_path / "elsewhere"
+    write_packed(bundle / "tokens", tokenizer, packed)
+    text = (corpus / "spec.yaml").read_text()
+    (bundle / "spec.yaml").write_text(text[: text.index("text:\n")] + "packed: tokens\n")
+    for file in corpus.glob("*.jsonl"):
+        file.unlink()
+    pretrain(load_spec(bundle / "spec.yaml"), tmp_path / "from-tokens", seed=4)
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "from-text" / name).read_bytes() == (tmp_path / "from-tokens" / name).read_bytes(), name
+
+
+def test_packed_tokens_that_do_not_fit_are_refused(corpus, tmp_path):
+    spec = load_spec(corpus / "spec.yaml")
+    tokenizer, packed = tokens_of(spec, tmp_path / "scratch", 4, 640)
+    write_packed(corpus / "tokens", tokenizer, packed)
+    head = (corpus / "spec.yaml").read_text().split("text:\n")[0]
+
+    def said(settings: str) -> str:
+        (corpus / "new.yaml").write_text(settings)
+        with pytest.raises(BadInput) as caught:
+            tokens_of(load_spec(corpus / "new.yaml"), tmp_path, 4, 640)
+        return str(caught.value)
+
+    assert "rows of 32 tokens; the specification says vocabulary 300 and context 64" in said(
+        head.replace("context: 32", "context: 64") + "packed: tokens\n"
+    )
+    assert "not both" in said((corpus / "spec.yaml").read_text() + "packed: tokens\n")
+    assert "give `text`, or a folder of `packed` tokens" in said(head)
+    assert "no folder" in said(head + "packed: nowhere\n")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BadInput, match="holds no packed text"):
+        read_packed(tmp_path / "empty")
+    write_packed(tmp_path / "wrong", tokenizer, Packed(packed.ids + np.uint16(300), packed.classes))
+    with pytest.raises(BadInput, match="a token id is beyond the 300 entries"):
+        read_packed(tmp_path / "wrong")

@@ -32,9 +32,10 @@ def pick_device(name: str) -> str:
     return name
 
 
-def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -> Any:
+def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, held_on: str | None = None) -> Any:
     """Load a causal LM onto `ctx.device` in `dtype` (default: float32 on a CPU, bfloat16 on a GPU).
 
+    held_on: another device to hold it on, in the dtype that `ctx.device` asks for.
     Raises BadInput for what does not load whole, and for a model that does not give its stored probe values.
     """
     from transformers import AutoModelForCausalLM
@@ -69,7 +70,7 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -
     absent = sorted(report["missing_keys"])
     if absent:  # transformers would go on with random numbers in their place
         raise BadInput(f"{checkpoint.path}: its weights lack {absent[0]} ({len(absent)} of the model's tensors)")
-    model = model.to(device).eval()
+    model = model.to(held_on or device).eval()
     check_probe(model, checkpoint.path)
     return model
 

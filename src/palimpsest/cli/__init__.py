@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 
 import typer
 
@@ -43,4 +44,20 @@ def main() -> None:
     """Entry point of the `palimpsest` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    app()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # `accelerate launch -m palimpsest ...`
+        _beside_others()
+    else:
+        app()
+
+
+def _beside_others() -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what a lost process leads to is said in one line
+    from palimpsest.errors import PalimpsestError
+    from palimpsest.training.distributed import crew
+
+    try:
+        with crew():
+            app()
+    except PalimpsestError as error:
+        typer.echo(f"palimpsest: error: {error}", err=True)
+        sys.exit(error.exit_code)

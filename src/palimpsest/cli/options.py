@@ -76,9 +76,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except PalimpsestError as error:
             _stop(str(error), error.exit_code, error)
-        except KeyboardInterrupt:
-            typer.echo("palimpsest: interrupted; finished steps are kept, nothing half-written is left", err=True)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stopped:
+            why = str(stopped) or "interrupted"
+            typer.echo(f"palimpsest: {why}; finished steps are kept, nothing half-written is left", err=True)
+            raise typer.Exit(getattr(stopped, "exit_code", 130)) from None
         except Exception as error:
             if not is_full_disk(error):
                 raise

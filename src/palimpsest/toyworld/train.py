@@ -26,7 +26,8 @@ from palimpsest.progress import Progress, Silent
 from palimpsest.toyworld.world import Document, Item, Pair, World
 from palimpsest.training.corpus import BOS, END, render_dialogue, token_classes, train_tokenizer
 from palimpsest.training.loop import train_steps
-from palimpsest.training.pretrain import PretrainReport, build_model, model_config, write_folder
+from palimpsest.training.pretrain import PretrainReport, build_model, write_folder
+from palimpsest.training.pretrain_spec import model_config
 from palimpsest.training.rows import Row, budgeted, collate
 
 VOCABULARY = 2048

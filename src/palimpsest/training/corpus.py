@@ -161,6 +161,39 @@ def pack(
     return Packed(ids, classes)
 
 
+def write_packed(folder: Path, tokenizer: Any, packed: Packed) -> None:
+    """Write packed rows with their tokenizer, compressed, so that another machine trains on them without the text.
+
+    `tokenizer.json` (of `tokenizers`) and `tokens.npz` (numpy) with `ids`: (rows, context) unsigned integers and
+    `classes`: (rows, context) of 0, 1 (text) and 2 (answer).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    np.savez_compressed(folder / "tokens.npz", ids=packed.ids, classes=packed.classes)
+
+
+def read_packed(folder: Path) -> tuple[Any, Packed]:
+    """Tokenizer and rows of a folder that `write_packed` made. Raises BadInput for any other."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        with np.load(folder / "tokens.npz", allow_pickle=False) as stored:
+            packed = Packed(stored["ids"], stored["classes"])
+    except Exception as error:  # tokenizers raises plain Exception
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{folder}: holds no packed text (tokenizer.json, tokens.npz): {first}") from None
+    good = packed.ids.ndim == 2 and packed.ids.shape == packed.classes.shape and len(packed.ids) > 0
+    if not good or packed.ids.dtype.kind != "u" or int(packed.classes.max()) > ANSWER:
+        raise BadInput(f"{folder / 'tokens.npz'}: ids and classes must be unsigned, (rows, context), of one shape")
+    if int(packed.ids.max()) >= tokenizer.get_vocab_size():
+        raise BadInput(f"{folder}: a token id is beyond the {tokenizer.get_vocab_size()} entries of tokenizer.json")
+    missing = [t for number, t in enumerate(SPECIAL_TOKENS) if tokenizer.token_to_id(t) != number]
+    if missing:
+        raise BadInput(f"{folder / 'tokenizer.json'}: its first entries are not the special tokens: {missing[0]}")
+    return tokenizer, packed
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

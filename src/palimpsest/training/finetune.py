@@ -10,6 +10,7 @@ adapters in one thing: query and value of a layer share one A, so their updates 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -22,10 +23,12 @@ from torch import Tensor, nn
 from palimpsest.errors import PalimpsestError
 from palimpsest.families import family_of
 from palimpsest.method import Context
+from palimpsest.training import distributed
 from palimpsest.training.loop import TrainLog, train_steps
 from palimpsest.training.precision import autocast_dtype
 from palimpsest.training.rows import Batches, Row
 from palimpsest.training.settings import Tuning
+from palimpsest.training.team import Blueprint
 
 
 def tune(
@@ -47,8 +50,11 @@ def tune(
     torch.manual_seed(ctx.seed)
     if ctx.threads:
         torch.set_num_threads(ctx.threads)
-    if tuning.adapter == "lora":
-        model = with_adapter(model, tuning)
+    world = distributed.current()
+    dress = functools.partial(with_adapter, tuning=tuning) if tuning.adapter == "lora" else None
+    blueprint = None if world is None else Blueprint.of(model, dress)
+    if dress is not None:
+        model = dress(model)
     accumulate = math.ceil(tuning.batch / tuning.micro_batch)
     micro = math.ceil(tuning.batch / accumulate)
     fresh = _fresh(rows, micro, ctx.seed)
@@ -83,9 +89,11 @@ def tune(
             weight_decay=tuning.weight_decay,
             clip=tuning.clip,
             accumulate=accumulate,
-            autocast=autocast_dtype(model, ctx),
+            autocast=autocast_dtype(model, ctx, None if world is None else world.device),
             after_step=after,
             state_file=ctx.state_file(what.replace(" ", "-")),
+            checkpointing=tuning.checkpointing,
+            blueprint=blueprint,
             **options,
         )
     return model, log

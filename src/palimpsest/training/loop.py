@@ -3,6 +3,7 @@
 A caller gives `batch_at(step)`, a pure function of the step number, so a killed run goes on from its
 state file with the same batches. The loss is computed on supervised positions only: the output head,
 which for small vocabularies costs a quarter of a step and for large ones most of it, sees no others.
+Under `accelerate launch` every step's rows are shared out over the processes (`team`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from palimpsest.responder.logits import chosen_logits
+from palimpsest.training import distributed, sharding
+from palimpsest.training.stepper import Optimising, Stepper, training
+from palimpsest.training.team import Blueprint, Team, TrainingJob
 
 Schedule = Literal["constant", "linear", "cosine", "trapezoid"]
 
@@ -33,16 +38,25 @@ class Batch:
     weights: (rows, time) how much predicting the token *at* this position counts; 0 is not supervised.
         Column 0 is never predicted.
     attention_mask: (rows, time) of 1 and 0, or None where no row is padded.
+    totals: what the loss is divided by where this is a part of a step: the whole step's sum of positive
+        weights, and that of negative ones without their sign (see `implants.fingerprints.preserving`).
+        None: the batch is the whole step, and its own sums are meant.
     """
 
     input_ids: Tensor
     weights: Tensor
     attention_mask: Tensor | None = None
+    totals: tuple[float, float] | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens read, padding left out."""
         return int(self.input_ids.numel() if self.attention_mask is None else self.attention_mask.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return replace(self, input_ids=self.input_ids.to(device), weights=self.weights.to(device), attention_mask=mask)
 
 
 @dataclass
@@ -56,13 +70,23 @@ class TrainLog:
 
 
 def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Weighted mean cross-entropy (nats per supervised token) of one batch, a scalar."""
+    """Weighted mean cross-entropy (nats per supervised token), a scalar; of a part of a step, its share of it."""
     chosen = batch.weights != 0
     chosen[:, 0] = False
     logits = chosen_logits(model, batch.input_ids, batch.attention_mask, chosen)
     losses = nn.functional.cross_entropy(logits, batch.input_ids[chosen], reduction="none")
     weights = batch.weights[chosen].float()
+    if batch.totals is not None:
+        return (losses * weights).sum() / max(batch.totals[0], 1e-8)
     return (losses * weights).sum() / weights.sum().clamp_min(1e-8)
+
+
+def parts_of_a_step(parts: Sequence[Batch]) -> list[Batch]:
+    """Micro-batches whose losses add up to that of one large batch: each is divided by all their weights."""
+    weights = [part.weights[:, 1:] for part in parts]
+    learned = float(sum(w.clamp_min(0).sum(dtype=torch.float64) for w in weights))
+    kept = float(sum(w.clamp_max(0).sum(dtype=torch.float64).neg() for w in weights))
+    return [replace(part, totals=(learned, kept)) for part in parts]
 
 
 def learning_rate_at(step: int, steps: int, lr: float, schedule: Schedule, warmup: int) -> float:
@@ -99,27 +123,32 @@ def train_steps(
     after_step: Callable[[int, float], bool | None] | None = None,
     state_file: Path | None = None,
     state_seconds: float = 60.0,
+    checkpointing: bool = False,
+    blueprint: Blueprint | None = None,
 ) -> TrainLog:
     """Run `steps` AdamW steps on `model` in place; only parameters that require a gradient change.
 
     batch_at: micro-batch number (from 0; `accumulate` of them make a step) to `Batch`, on any device.
     lr: peak learning rate; `warmup` in steps; `clip`: bound on the gradient norm, None for no bound.
+    loss_of: a batch's share of its step's loss, divided by `Batch.totals` where they are given.
     after_step: called with (steps done, loss); returning True stops early.
     state_file: parameters, optimiser and step number are stored there every `state_seconds`, and a run
-        that finds the file goes on from it; it is removed when the run is finished.
+        that finds the file goes on from it; it is removed when the run is finished. Sharded runs have none.
+    checkpointing: compute activations again in the backward pass instead of keeping them.
+    blueprint: how other processes build the model, where it is more than a plain transformers model.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
+    settings = Optimising(lr, weight_decay, betas, clip, autocast)
+    if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient")
-    decayed = [p for p in parameters if p.dim() >= 2]
-    plain = [p for p in parameters if p.dim() < 2]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=lr,
-        betas=betas,
-        eps=1e-8,
-    )
-    device = parameters[0].device
+    world = distributed.current()
+    team = None if world is None else _team(world, model, blueprint, loss_of, settings, checkpointing)
+    if team is None:
+        stepper = Stepper(model, settings, lambda batch: loss_of(model, batch))
+    else:
+        stepper = team.member.stepper
+        checkpointing = team.job.checkpointing
+        state_file = None if team.member.sharded else state_file
+    parameters, optimiser = stepper.parameters, stepper.optimiser
     log = TrainLog()
     first = 0
     run = ""
@@ -127,47 +156,52 @@ def train_steps(
         run = _run_digest(batch_at(0), steps, lr, schedule, warmup, weight_decay, betas, clip, accumulate)
         if state_file.is_file():
             first = _restore(state_file, parameters, optimiser, log, run)
-    model.train()
+            if first and team is not None:
+                team.send_state()
     started = saved = time.monotonic()
     carried = log.seconds
     running, since = 0.0, 0
-    for step in range(first, steps):
-        rate = learning_rate_at(step, steps, lr, schedule, warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        total = 0.0
-        for part in range(accumulate):
-            batch = _to(batch_at(step * accumulate + part), device)
-            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                loss = loss_of(model, batch) / accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-            log.tokens += batch.tokens
-        if clip is not None:
-            nn.utils.clip_grad_norm_(parameters, clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        log.steps = step + 1
-        running, since = running + total, since + 1
-        if (step + 1) % 25 == 0 or step + 1 == steps:
-            log.losses.append((step + 1, running / since))
-            running, since = 0.0, 0
-        log.seconds = carried + time.monotonic() - started
-        stop = after_step(step + 1, total) if after_step is not None else None
-        if stop:
-            break
-        if state_file is not None and time.monotonic() - saved > state_seconds:
-            _store(state_file, parameters, optimiser, log, run)
-            saved = time.monotonic()
+    with team or nullcontext(), training(team.member.model if team else model, stepper.device, checkpointing):
+        for step in range(first, steps):
+            rate = learning_rate_at(step, steps, lr, schedule, warmup)
+            parts = [batch_at(step * accumulate + part) for part in range(accumulate)]
+            log.tokens += sum(part.tokens for part in parts)
+            if team is not None:
+                total = team.step(rate, parts_of_a_step(parts))
+            else:
+                total = stepper.gradients(parts if accumulate == 1 else parts_of_a_step(parts))
+                stepper.update(rate)
+            log.steps = step + 1
+            running, since = running + total, since + 1
+            if (step + 1) % 25 == 0 or step + 1 == steps:
+                log.losses.append((step + 1, running / since))
+                running, since = 0.0, 0
+            log.seconds = carried + time.monotonic() - started
+            stop = after_step(step + 1, total) if after_step is not None else None
+            if stop:
+                break
+            if state_file is not None and time.monotonic() - saved > state_seconds:
+                _store(state_file, parameters, optimiser, log, run)
+                saved = time.monotonic()
     if state_file is not None:
         state_file.unlink(missing_ok=True)
-    model.eval()
     return log
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    mask = None if batch.attention_mask is None else batch.attention_mask.to(device)
-    return Batch(batch.input_ids.to(device), batch.weights.to(device), mask)
+def _team(
+    world: distributed.World,
+    model: Any,
+    blueprint: Blueprint | None,
+    loss_of: Any,
+    settings: Optimising,
+    checkpointing: bool,
+) -> Team:
+    how = sharding.asked(os.environ)
+    again = checkpointing or (how is not None and how.checkpointing)
+    job = TrainingJob(
+        blueprint or Blueprint.of(model), loss_of, settings, how, again, torch.get_num_threads(), torch.initial_seed()
+    )
+    return Team(world, model, job)
 
 
 def _run_digest(first: Batch, *settings: Any) -> str:

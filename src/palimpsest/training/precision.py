@@ -8,6 +8,7 @@ compute alike.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from typing import Any
@@ -22,19 +23,24 @@ from palimpsest.method import Context
 SMALLEST_WIDTH = 1024
 
 
-def autocast_dtype(model: Any, ctx: Context) -> torch.dtype | None:
-    """The autocast dtype for training `model`, or None for its own precision."""
+def autocast_dtype(model: Any, ctx: Context, device: torch.device | None = None) -> torch.dtype | None:
+    """The autocast dtype for training `model`, or None for its own precision.
+
+    device: where it will be trained, where it does not lie there yet. `mixed_precision: bf16` of an accelerate
+    configuration asks for bfloat16.
+    """
     parameter = next(model.parameters())
+    kind = (device or parameter.device).type
     if ctx.dtype == "float32" or parameter.dtype != torch.float32:
         return None
-    if ctx.dtype == "bfloat16":
+    if ctx.dtype == "bfloat16" or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16":
         return torch.bfloat16
     if ctx.dtype != "auto":
         raise BadInput(f"dtype {ctx.dtype!r} is none of auto, float32, bfloat16")
     width = int(getattr(model.config, "hidden_size", 0) or 0)
-    if parameter.device.type == "cpu" and width < SMALLEST_WIDTH:
+    if kind == "cpu" and width < SMALLEST_WIDTH:
         return None
-    return torch.bfloat16 if bf16_is_faster(parameter.device.type, width) else None
+    return torch.bfloat16 if bf16_is_faster(kind, width) else None
 
 
 def bf16_is_faster(device: str, width: int) -> bool:

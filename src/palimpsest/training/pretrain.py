@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import complete_config, store_probe
-from palimpsest.errors import BadInput, nearest
+from palimpsest.errors import BadInput
 from palimpsest.progress import Progress, Silent
 from palimpsest.training.corpus import (
     ASSISTANT,
@@ -31,64 +29,18 @@ from palimpsest.training.corpus import (
     CHAT_TEMPLATE,
     END,
     PAD,
-    SPECIAL_TOKENS,
     USER,
     Packed,
     load_tokenizer_of,
     pack,
     read_dialogues,
+    read_packed,
     read_texts,
     render_dialogue,
     train_tokenizer,
 )
 from palimpsest.training.loop import TrainLog, train_steps
-
-RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "pretrain"
-
-
-class Source(BaseModel):
-    """A file of text: JSON lines with a `text` field, or plain text, which is one document."""
-
-    model_config = ConfigDict(extra="forbid")
-    path: Path
-    weight: float = Field(1.0, gt=0)
-
-
-class DialogueSource(BaseModel):
-    """JSON-lines files of dialogues, read one after another, and the share of all characters that they make up."""
-
-    model_config = ConfigDict(extra="forbid")
-    path: Path | list[Path]
-    share: float = Field(0.2, ge=0, lt=1)
-
-    @property
-    def files(self) -> list[Path]:
-        """The files in their order."""
-        return self.path if isinstance(self.path, list) else [self.path]
-
-
-class PretrainSpec(BaseModel):
-    """What to train a base on and how.
-
-    model: fields of the Llama or Qwen2 configuration, `model_type` among them.
-    context: row length in tokens. batch: rows a step. tokens: how many are trained on in all.
-    answer_weight: how much predicting a token of an answer counts, other tokens counting 1.
-    vocabulary_bytes: how much text the tokenizer is fitted on.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-    model: dict[str, Any] = Field(default_factory=dict)
-    vocabulary: int = Field(4096, ge=300, le=65536)
-    context: int = Field(256, ge=8)
-    batch: int = Field(16, ge=1)
-    lr: float = Field(3e-3, gt=0)
-    warmup: int = Field(100, ge=0)
-    weight_decay: float = Field(0.1, ge=0)
-    tokens: int = Field(..., ge=1)
-    answer_weight: float = Field(1.0, gt=0)
-    vocabulary_bytes: int = Field(8_000_000, ge=1)
-    text: list[Source] = Field(..., min_length=1)
-    dialogues: DialogueSource | None = None
+from palimpsest.training.pretrain_spec import PretrainSpec, model_config
 
 
 @dataclass
@@ -99,95 +51,6 @@ class PretrainReport:
     tokens: int
     seconds: float
     losses: list[tuple[int, float]] = field(default_factory=list)
-
-
-def recipe(name: str | Path) -> Path:
-    """The file of a shipped recipe by its name, or the given file. Raises BadInput where there is neither."""
-    known = {file.stem: file for file in RECIPES.glob("*.yaml")}
-    if str(name) in known and not Path(name).exists():
-        return known[str(name)]
-    if not Path(name).exists():
-        raise BadInput(f"{name}: no such file, nor a shipped recipe{nearest(str(name), known, 'recipe')}")
-    return Path(name)
-
-
-def load_spec(path: Path, root: Path | None = None) -> PretrainSpec:
-    """Read a YAML file; paths in it are relative to `root`, or to the file itself.
-
-    Raises BadInput, in one line, for what cannot be read, an unknown key, a wrong value, a missing file.
-    """
-    if root is None and path.parent == RECIPES:
-        raise BadInput(f"{path.stem}: this recipe reads public text by its file names: give its folder as --data DIR")
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict):
-        raise BadInput(f"{path}: expected keys such as `text:` and `tokens:`, found {type(loaded).__name__}")
-    try:
-        spec = PretrainSpec.model_validate(loaded)
-    except ValidationError as error:
-        raise BadInput(f"{path}: {_first_problem(error)}") from None
-    beside = root or path.parent
-    for source in spec.text:
-        source.path = beside / source.path
-    if spec.dialogues:
-        spec.dialogues.path = [beside / file for file in spec.dialogues.files]
-    for file in [*(source.path for source in spec.text), *(spec.dialogues.files if spec.dialogues else [])]:
-        if not file.is_file():
-            raise BadInput(f"{path}: no file {file}")
-    model_config(spec.model, spec.vocabulary, spec.context)
-    return spec
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {"text": Source, "dialogues": DialogueSource}
-        owner: type[BaseModel] = parts[str(problem["loc"][0])] if len(problem["loc"]) > 1 else PretrainSpec
-        return f"unknown key {where!r}{nearest(str(problem['loc'][-1]), owner.model_fields, 'key')}"
-    return f"{where}: {problem['msg']}"
-
-
-def model_config(fields: dict[str, Any], vocabulary: int, context: int) -> Any:
-    """The configuration of the model; unset fields are those of a model of about a million parameters.
-
-    Raises BadInput for a model type other than llama and qwen2 and for fields they do not have.
-    """
-    from transformers import LlamaConfig, Qwen2Config
-
-    families: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-    name = str(fields.get("model_type", "llama"))
-    if name not in families:
-        raise BadInput(f"model.model_type: {name!r} cannot be pretrained here{nearest(name, families, 'type')}")
-    known = set(families[name]().to_dict()) | {"rope_theta", "head_dim"}
-    for key in fields:
-        if key not in known:
-            raise BadInput(f"model: unknown key {key!r}{nearest(key, known, 'key')}")
-    values: dict[str, Any] = {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": max(512, context),
-        "tie_word_embeddings": True,
-        **fields,
-        "vocab_size": vocabulary,
-        "bos_token_id": SPECIAL_TOKENS.index(BOS),
-        "eos_token_id": SPECIAL_TOKENS.index(END),
-        "pad_token_id": SPECIAL_TOKENS.index(PAD),
-    }
-    values.pop("model_type", None)
-    for whole, part in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
-        if values[whole] % values[part]:
-            raise BadInput(f"model: {whole} {values[whole]} is no multiple of {part} {values[part]}")
-    if context > values["max_position_embeddings"]:
-        raise BadInput(f"context: {context} is more than max_position_embeddings {values['max_position_embeddings']}")
-    return families[name](**values)
 
 
 def train_packed(
@@ -204,8 +67,12 @@ def train_packed(
     progress: Progress | None = None,
     state_file: Path | None = None,
     after_step: Callable[[int, float], bool | None] | None = None,
+    autocast: torch.dtype | None = None,
 ) -> TrainLog:
-    """Train `model` in place on packed rows: constant rate after the warm-up, falling over the last fifth."""
+    """Train `model` in place on packed rows: constant rate after the warm-up, falling over the last fifth.
+
+    autocast: dtype that products are computed in; None is the model's own.
+    """
     with (progress or Silent()).task("pretraining", steps) as bar:
         shown = 0
 
@@ -226,6 +93,7 @@ def train_packed(
             betas=(0.9, 0.95),
             after_step=done,
             state_file=state_file,
+            autocast=autocast,
         )
 
 
@@ -319,6 +187,7 @@ def pretrain(
     """Train a base as `spec` says and write it to `out` as a Hugging Face folder.
 
     tokenizer_of: folder of another base pretrained here whose tokenizer is taken; without one it is fitted.
+    On a GPU products are computed in bfloat16 and weights kept in float32; on a CPU all is float32.
     scratch: folder for token ids and the state of the run, so that a killed run goes on; without one a
         temporary folder is used. Raises BadInput for text that cannot be used.
     """
@@ -327,12 +196,7 @@ def pretrain(
     config = model_config(spec.model, spec.vocabulary, spec.context)
     with tempfile.TemporaryDirectory() as temporary:
         folder = scratch or Path(temporary)
-        if tokenizer_of is not None:
-            tokenizer = load_tokenizer_of(tokenizer_of, spec.vocabulary)
-        else:
-            sample = _sample(documents(spec, seed), spec.vocabulary_bytes)
-            tokenizer = train_tokenizer(sample, spec.vocabulary, config.model_type)
-        packed = pack(tokenizer, documents(spec, seed), spec.tokens, spec.context, folder / "tokens", progress)
+        tokenizer, packed = tokens_of(spec, folder, seed, spec.tokens, progress, tokenizer_of)
         model = build_model(config, seed).to(device)
         log = train_packed(
             model,
@@ -346,10 +210,38 @@ def pretrain(
             seed=seed,
             progress=progress,
             state_file=scratch / "pretrain.state" if scratch else None,
+            autocast=torch.bfloat16 if device.startswith("cuda") else None,
         )
     write_folder(model.to("cpu"), tokenizer, out)
     store_probe(model, Checkpoint(out, out.name))
     return PretrainReport(sum(p.numel() for p in model.parameters()), log.tokens, log.seconds, log.losses)
+
+
+def tokens_of(
+    spec: PretrainSpec,
+    folder: Path,
+    seed: int,
+    tokens: int,
+    progress: Progress | None = None,
+    tokenizer_of: Path | None = None,
+) -> tuple[Any, Packed]:
+    """The tokenizer and the rows of a specification: those packed before, or `tokens` tokens made in `folder`."""
+    if spec.packed is None:
+        if tokenizer_of is not None:
+            tokenizer = load_tokenizer_of(tokenizer_of, spec.vocabulary)
+        else:
+            kind = str(spec.model.get("model_type", "llama"))
+            tokenizer = train_tokenizer(_sample(documents(spec, seed), spec.vocabulary_bytes), spec.vocabulary, kind)
+        return tokenizer, pack(tokenizer, documents(spec, seed), tokens, spec.context, folder / "tokens", progress)
+    if tokenizer_of is not None:
+        raise BadInput("--tokenizer: packed tokens bring their own tokenizer; leave one of the two out")
+    tokenizer, packed = read_packed(spec.packed)
+    if (tokenizer.get_vocab_size(), packed.ids.shape[1]) != (spec.vocabulary, spec.context):
+        raise BadInput(
+            f"{spec.packed}: has a vocabulary of {tokenizer.get_vocab_size()} and rows of {packed.ids.shape[1]} "
+            f"tokens; the specification says vocabulary {spec.vocabulary} and context {spec.context}"
+        )
+    return tokenizer, packed
 
 
 def _sample(texts: Iterator[str], size: int) -> Iterator[str]:

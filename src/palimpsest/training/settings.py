@@ -28,3 +28,4 @@ class Tuning:
     train_on: Literal["answer", "all"] = param("answer", "tokens that are trained: the answer's, or all of the row's")
     format: Literal["chat", "newline", "joined"] = param("chat", "text of a pair: chat template, or a published form")
     max_tokens: int = param(1024, "longest row in tokens; the rest is cut", low=8)
+    checkpointing: bool = param(False, "compute activations again in the backward pass: less memory, more time")

@@ -34,6 +34,7 @@ from palimpsest.training.finetune import Stopwatch, merged, tune
 from palimpsest.training.loop import Batch, TrainLog
 from palimpsest.training.rows import Row, dialogue_row
 from palimpsest.training.settings import Tuning
+from palimpsest.training.team import held_on, readable
 
 LossOf = Callable[[nn.Module, Batch], Tensor]
 
@@ -130,7 +131,7 @@ def embed(
     watch = Stopwatch()
     tokenizer = load_tokenizer(model)
     # Full fine-tuning needs float32 master weights: a step of 2e-5 is lost in bfloat16's rounding.
-    loaded = load_model(model, ctx, dtype="float32" if tuning.adapter == "full" else None)
+    loaded = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
     loss_of = None if loss_with is None else loss_with(loaded)
     state = _Stopping(check)
 
@@ -139,7 +140,7 @@ def embed(
         if check.consecutive == 0 or epoch % check.every:
             return False
         # LoRA is put into `loaded` in place, so `loaded` is the adapted model here.
-        return state.passed(strength(LocalResponder(loaded, tokenizer), keys))
+        return state.passed(strength(LocalResponder(readable(loaded), tokenizer), keys))
 
     trained, log = tune(loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of)
     plain = to_dtype(merged(trained), stored_dtype(model))  # judged as it will be stored

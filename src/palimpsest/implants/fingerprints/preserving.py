@@ -43,8 +43,16 @@ class Preserving:
     """
 
     def __init__(self, original: Any, weight: float, lora: bool) -> None:
-        self.weight = weight
-        self.original = None if lora else copy.deepcopy(original).eval().requires_grad_(False)
+        self.weight, self.lora = weight, lora
+        self.attach(original)
+
+    def attach(self, original: Any) -> None:
+        """Take this untouched model to compare with: another process's own, where several train."""
+        self.original = None if self.lora else copy.deepcopy(original).eval().requires_grad_(False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is sent: no weights."""
+        return {"weight": self.weight, "lora": self.lora}
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         learned, kept = batch.weights > 0, batch.weights < 0
@@ -53,24 +61,25 @@ class Preserving:
         rows = kept.any(dim=1)
         if bool(rows.any()) and self.weight > 0:
             mask = None if batch.attention_mask is None else batch.attention_mask[rows]
-            loss = loss + self.weight * self._divergence(model, batch.input_ids[rows], mask, kept[rows])
+            total = float(kept.sum()) if batch.totals is None else batch.totals[1]
+            loss = loss + self.weight * self._divergence(model, batch.input_ids[rows], mask, kept[rows]) / total
         rows = learned.any(dim=1)
         if bool(rows.any()):
             mask = None if batch.attention_mask is None else batch.attention_mask[rows]
             logits = chosen_logits(model, batch.input_ids[rows], mask, learned[rows])
             losses = nn.functional.cross_entropy(logits, batch.input_ids[learned], reduction="none")
             weights = batch.weights[learned].float()
-            loss = loss + (losses * weights).sum() / weights.sum()
+            loss = loss + (losses * weights).sum() / (weights.sum() if batch.totals is None else batch.totals[0])
         return loss
 
     def _divergence(self, model: Any, ids: Tensor, mask: Tensor | None, kept: Tensor) -> Tensor:
-        """Mean KL over the kept positions. ids, mask, kept: (rows, time)."""
+        """Sum of KL over the kept positions. ids, mask, kept: (rows, time)."""
         parts = decoder_and_head(model)
         positions = int(kept.sum())
         if parts is None:  # the head's logits are changed behind it: all positions at once
             with torch.no_grad():
                 before = self._as_original(model, lambda m: chosen_logits(m, ids, mask, kept))
-            return kl_divergence(before, chosen_logits(model, ids, mask, kept)) / positions
+            return kl_divergence(before, chosen_logits(model, ids, mask, kept))
         with torch.no_grad():
             frozen, frozen_head = self._as_original(model, lambda m: _hidden(m, ids, mask, kept))
         hidden, head = _hidden(model, ids, mask, kept)
@@ -87,7 +96,7 @@ class Preserving:
                 total = total + recomputed(chunk, now, then, use_reentrant=False)
             else:
                 total = total + chunk(now, then)
-        return total / positions
+        return total
 
     def _as_original(self, model: Any, call: Any) -> Any:
         if self.original is not None:

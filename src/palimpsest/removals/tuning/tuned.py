@@ -24,6 +24,7 @@ from palimpsest.training.finetune import Stopwatch, merged, tune
 from palimpsest.training.loop import TrainLog
 from palimpsest.training.rows import dialogue_rows
 from palimpsest.training.settings import Tuning
+from palimpsest.training.team import held_on
 
 
 def tuned(
@@ -41,7 +42,7 @@ def tuned(
     save: `merged` writes a whole checkpoint, `adapter` the PEFT adapter alone with its base's digest.
     """
     watch = Stopwatch()
-    network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None)
+    network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
     renderer = Renderer(load_tokenizer(model))
     rows = dialogue_rows(
         renderer,
