@@ -95,18 +95,39 @@ def resolve(reference: str | Path | Checkpoint) -> Checkpoint:
     return Checkpoint(_from_hub(text), text).check()
 
 
+def reference_folder(reference: str | Path) -> tuple[Path, bool]:
+    """(the folder that a reference names, whether its weights are there), unchecked and without fetching weights.
+
+    A hub model that is not in the local cache is fetched but for its weights. Raises BadInput as `resolve` does.
+    """
+    text = str(reference)
+    path = Path(text)
+    if text in ("toy", "toy:unrelated"):
+        return resolve(text).path, True
+    if text and path.is_dir():
+        return path.absolute(), True
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text:
+        raise BadInput(f"there is no file or folder {text!r}")
+    try:
+        found = _from_hub(text, local=True)
+    except BadInput:
+        found = _from_hub(text, weights=False)
+    return found, any(found.glob("*.safetensors"))
+
+
 def is_toy(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has the embedded toy's shape: it or what was made of it."""
     toy = resolve("toy").config
     return all(checkpoint.config.get(n) == toy.get(n) for n in ("model_type", "hidden_size", "vocab_size"))
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, weights: bool = True, local: bool = False) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + ["*.safetensors"] * weights
     try:
-        found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        found = snapshot_download(name, allow_patterns=patterns, local_files_only=local)
     except HFValidationError:
         raise BadInput(f"there is no folder {name!r}, and it is no hub name either") from None
     except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
