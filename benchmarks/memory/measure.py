@@ -164,17 +164,30 @@ def one(name: str) -> dict[str, Any]:
     }
 
 
+def alone(found: dict[str, Any]) -> float:
+    """Estimate over measured peak, what the program itself takes left out of both."""
+    return float((found["estimated"] - found["parts"]["program"]) / (found["peak"] - found["program"]))
+
+
 def table(found: list[dict[str, Any]]) -> str:
     """The results as a Markdown page."""
     mib = 1 << 20
-    lines = ["| case | rows x tokens | estimated MiB | measured MiB | estimate / measured |", "|---|---|---|---|---|"]
+    lines = [
+        "| case | rows x tokens | estimated MiB | measured MiB | estimate / measured | the same without the program |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for f in found:
-        shape = f"{f['rows']} x {f['tokens']}"
-        lines.append(f"| {f['case']} | {shape} | {f['estimated'] / mib:,.0f} | {f['peak'] / mib:,.0f} | {f['ratio']} |")
-    ratios = [f["ratio"] for f in found]
-    head = "# Memory: estimated and measured\n\nMade by `python benchmarks/memory/measure.py` on a CPU "
-    head += f"(torch {found[0]['torch']}, one thread, float32).\nEstimates lie between {min(ratios)} and "
-    head += f"{max(ratios)} of the measured peaks. No GPU was measured.\n\n"
+        sizes = f"{f['rows']} x {f['tokens']} | {f['estimated'] / mib:,.0f} | {f['peak'] / mib:,.0f}"
+        lines.append(f"| {f['case']} | {sizes} | {f['ratio']:.2f} | {alone(f):.2f} |")
+    ratios = [round(f["ratio"], 2) for f in found]
+    parts = [round(alone(f), 2) for f in found]
+    head = f"""# Memory: estimated and measured
+
+Made by `python benchmarks/memory/measure.py` on a CPU (torch {found[0]["torch"]}, one thread, float32).
+Estimates lie between {min(ratios)} and {max(ratios)} times the measured peaks; without what Python and the libraries
+take, between {min(parts)} and {max(parts)}. No GPU was measured.
+
+"""
     return head + "\n".join(lines) + "\n"
 
 

@@ -221,17 +221,24 @@ def pretrain(
     loaded = load_spec(recipe(spec), Path(data) if data is not None else None)
     name = hashlib.sha256(f"{loaded.model_dump_json()}{run.seed}{out.absolute()}".encode()).hexdigest()[:16]
     state = cache_folder() / "pretrain" / name
-    state.mkdir(parents=True, exist_ok=True)
-    with run.context() as ctx, filled(out, force) as folder:
+    with run.context() as ctx:
         shape = model_config(loaded.model, loaded.vocabulary, loaded.context).to_dict()
         preflight.before_pretraining(shape, loaded.batch, loaded.context, loaded.tokens, out, state, ctx)
-        report = train(
-            loaded, folder, seed=ctx.seed, threads=ctx.threads, device=ctx.device, progress=ctx.progress, scratch=state
-        )
-        lineage.write(folder, [], "pretrain", {})
-        curve = [[step, round(loss, 4)] for step, loss in report.losses]
-        facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
-        (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        state.mkdir(parents=True, exist_ok=True)
+        with filled(out, force) as folder:
+            report = train(
+                loaded,
+                folder,
+                seed=ctx.seed,
+                threads=ctx.threads,
+                device=ctx.device,
+                progress=ctx.progress,
+                scratch=state,
+            )
+            lineage.write(folder, [], "pretrain", {})
+            curve = [[step, round(loss, 4)] for step, loss in report.losses]
+            facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
+            (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     shutil.rmtree(state, ignore_errors=True)
     record = Record(
         "training",

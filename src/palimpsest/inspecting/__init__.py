@@ -30,6 +30,8 @@ def info(reference: str | Path, *, digest: bool = False) -> Finding:
         return file_finding(path)
     folder, complete = reference_folder(reference)
     found = _folder_finding(folder, str(reference), digest)
+    for part in found.parts:
+        part.path = f"{str(reference).rstrip('/')}/{Path(part.path).name}"
     found.path = str(reference)
     if not complete:
         found.problems = [p for p in found.problems if "weight files" not in p and "safetensors weights" not in p]

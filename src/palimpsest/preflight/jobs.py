@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.digest import TOKENIZER_FILES
 from palimpsest.preflight.estimate import state_bytes
 from palimpsest.training.settings import Tuning
 
-TOKENIZER_BYTES = 8 << 20  # tokenizer, config and lineage beside the weights; large vocabularies take that much
+SMALL_FILES = 1 << 16  # config and lineage
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,19 @@ def _unused(instance: Any) -> bool:
 def written_bytes(instance: Any, model: Checkpoint) -> int:
     """Bytes that lie on the output's disk when a method ends, intermediate checkpoints of its phases among them."""
     whole = model_bytes(model)
-    small = [getattr(phase, "save", "merged") == "adapter" for _, phase in phases_of(instance)]
-    return sum(TOKENIZER_BYTES if adapter else whole for adapter in small)
+    phases = [phase for _, phase in phases_of(instance)]
+    return sum(adapter_bytes(p, model) if getattr(p, "save", "merged") == "adapter" else whole for p in phases)
 
 
 def model_bytes(model: Checkpoint) -> int:
     """Bytes of a checkpoint that is written as this one is stored."""
-    return sum(t.end - t.start for t in model.tensors()) + TOKENIZER_BYTES
+    beside = [model.path / name for name in TOKENIZER_FILES if (model.path / name).is_file()]
+    return sum(t.end - t.start for t in model.tensors()) + sum(f.stat().st_size for f in beside) + SMALL_FILES
+
+
+def adapter_bytes(instance: Any, model: Checkpoint) -> int:
+    """Bytes of the adapter that a method trains: a third of the state that a killed run goes on from."""
+    return resume_bytes(instance, model) // 3 + SMALL_FILES
 
 
 def resume_bytes(instance: Any, model: Checkpoint) -> int:

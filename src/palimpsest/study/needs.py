@@ -11,7 +11,7 @@ from palimpsest.machine import in_words
 from palimpsest.method import Context
 from palimpsest.preflight import Estimate, Job, check_disk, check_memory, jobs_of
 from palimpsest.preflight.checks import asking_estimate, check_family, check_same_tokenizer, job_estimate, whole_model
-from palimpsest.preflight.jobs import resume_bytes, written_bytes
+from palimpsest.preflight.jobs import adapter_bytes, resume_bytes, written_bytes
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store
 
@@ -63,7 +63,7 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
             if estimate is not None:
                 needs.work.append((estimate, job))
         if step.kind in ("transform", "adapter"):
-            kept = written_bytes(step.method, model) if step.kind == "transform" else resume_bytes(step.method, model)
+            kept = written_bytes(step.method, model) if step.kind == "transform" else adapter_bytes(step.method, model)
             needs.disk += kept
             resume = max(resume, resume_bytes(step.method, model))
     needs.disk += resume
