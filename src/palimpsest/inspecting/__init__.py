@@ -42,10 +42,8 @@ def info(reference: str | Path, *, digest: bool = False) -> Finding:
 def _folder_finding(folder: Path, name: str, digest: bool) -> Finding:
     if (folder / "adapter_config.json").is_file():
         found = adapter_finding(folder, name, digest)
-        found.abilities = adapter_abilities(found)
     elif (folder / "config.json").is_file():
         found = model_finding(folder, name, digest)
-        found.abilities = model_abilities(found, Checkpoint(folder, name))
     elif (folder / "study.json").is_file():
         found = study_finding(folder)
     elif (folder / "model" / "config.json").is_file() and any((folder / n).is_file() for n in SECRETS):
@@ -57,6 +55,10 @@ def _folder_finding(folder: Path, name: str, digest: bool) -> Finding:
         target, running = partial
         state = "is being written" if running else "was left half-written by a run that ended"
         found.problems.insert(0, f"it {state}; it would have become {target}")
+    if found.kind == "model":
+        found.abilities = model_abilities(found, Checkpoint(folder, name))
+    if found.kind == "adapter":
+        found.abilities = adapter_abilities(found)
     return found
 
 
