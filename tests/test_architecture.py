@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "palimpsest"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("records", "progress"),
+    ("records", "progress", "machine"),
     ("prompts", "statistics", "method"),
     ("families", "keys", "verdicts", "registry"),
     ("responder", "checkpoint"),
@@ -22,9 +22,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("measures",),
     ("removals",),
     ("implants", "protections", "realignments", "toyworld.train"),
-    ("evidence",),
+    ("evidence", "preflight"),
     ("study",),
-    ("calls", "judging"),
+    ("calls", "judging", "inspecting"),
     ("api",),
     ("cli",),
 )

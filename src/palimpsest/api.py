@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from palimpsest import registry
+from palimpsest import preflight, registry
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
@@ -20,13 +20,18 @@ from palimpsest.keys import KeySet
 from palimpsest.method import build, input_fields
 from palimpsest.records import Record
 
+if TYPE_CHECKING:
+    from palimpsest.inspecting import Diagnosis, Finding
+
 __all__ = [
     "Result",
     "Run",
     "demo",
+    "doctor",
     "embed",
     "evaluate",
     "finetune",
+    "info",
     "list_methods",
     "pretrain",
     "remove",
@@ -69,6 +74,7 @@ def embed(
     instance, notes = method_for(method, IMPLANTS, base, preset, settings, data)
     others = judging.control_models(base, sibling, unrelated) if controls else {}
     with run.context() as ctx:
+        preflight.before_method(instance, base, out, ctx, others)
         with new_folder(out, force) as folder:
             made = instance.apply(base, folder / "model", ctx)
             if made.keys is None:
@@ -109,6 +115,7 @@ def verify(
     controls = [resolve(a) for a in against]
     measure = build(HitRate, settings={"forms": tuple(forms)} if forms else None)
     with run.context() as ctx:
+        preflight.before_asking([suspect, *controls], ctx, known, "keys" if isinstance(keys, KeySet) else str(keys))
         with judging.measured(suspect, ctx, known) as subject:
             records = measure.take(subject, ctx)
             records += Rank().take(subject, ctx) if rank else []
@@ -153,10 +160,9 @@ def remove(
     instance, notes = method_for(method, ("removals",), marked, preset, settings, data, inputs)
     phases = first_phases(instance, until) if until is not None else None
     with run.context() as ctx:
+        preflight.before_method(phases or instance, marked, out, ctx)
         if known is not None:
-            from palimpsest.checkpoint.load import load_tokenizer
-
-            known.check_tokenizer(load_tokenizer(marked), str(keys))
+            preflight.check_keys(known, marked, str(keys))
         with filled(out, force) as folder:
             made = phases.apply(marked, folder, ctx) if phases else instance.apply(marked, folder, ctx)
         result = Checkpoint(out.absolute(), out.name)
@@ -215,7 +221,7 @@ def pretrain(
     from palimpsest.checkpoint import lineage
     from palimpsest.checkpoint.digest import cache_folder
     from palimpsest.training.pretrain import pretrain as train
-    from palimpsest.training.pretrain_spec import load_spec, recipe
+    from palimpsest.training.pretrain_spec import load_spec, model_config, recipe
 
     out = Path(out)
     check_target(out, force)
@@ -223,22 +229,25 @@ def pretrain(
     identity = f"{loaded.model_dump_json()}{run.seed}{out.absolute()}{tokenizer or ''}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     state = cache_folder() / "pretrain" / name
-    state.mkdir(parents=True, exist_ok=True)
-    with run.context() as ctx, filled(out, force) as folder:
-        report = train(
-            loaded,
-            folder,
-            seed=ctx.seed,
-            threads=ctx.threads,
-            device=ctx.device,
-            progress=ctx.progress,
-            scratch=state,
-            tokenizer_of=Path(tokenizer) if tokenizer is not None else None,
-        )
-        lineage.write(folder, [], "pretrain", {})
-        curve = [[step, round(loss, 4)] for step, loss in report.losses]
-        facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
-        (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    with run.context() as ctx:
+        shape = model_config(loaded.model, loaded.vocabulary, loaded.context).to_dict()
+        preflight.before_pretraining(shape, loaded.batch, loaded.context, loaded.tokens, out, state, ctx)
+        state.mkdir(parents=True, exist_ok=True)
+        with filled(out, force) as folder:
+            report = train(
+                loaded,
+                folder,
+                seed=ctx.seed,
+                threads=ctx.threads,
+                device=ctx.device,
+                progress=ctx.progress,
+                scratch=state,
+                tokenizer_of=Path(tokenizer) if tokenizer is not None else None,
+            )
+            lineage.write(folder, [], "pretrain", {})
+            curve = [[step, round(loss, 4)] for step, loss in report.losses]
+            facts = {"tokens": report.tokens, "seconds": round(report.seconds, 1), "losses": curve}
+            (folder / "training.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
     shutil.rmtree(state, ignore_errors=True)
     record = Record(
         "training",
@@ -287,6 +296,7 @@ def evaluate(
     known = KeySet.read(keys) if keys is not None else None
     records: list[Record] = []
     with run.context() as ctx:
+        preflight.before_asking([checkpoint], ctx, known, str(keys))
         dialogues = load_dialogues(data) if data else None
         with judging.measured(checkpoint, ctx, known, dialogues) as subject:
             subject.text = Path(perplexity) if perplexity is not None else None
@@ -322,6 +332,20 @@ def study_report(folder: str | Path) -> dict[str, Path]:
     from palimpsest.study.report import write_report
 
     return write_report(Path(folder))
+
+
+def info(reference: str | Path, *, digest: bool = False) -> Finding:
+    """What a model, adapter, key file, output or study is, and what can be done with it here; loads no model."""
+    from palimpsest import inspecting
+
+    return inspecting.info(reference, digest=digest)
+
+
+def doctor(models: Sequence[str | Path] = ()) -> Diagnosis:
+    """Whether this installation and machine are in order, and what the named models are."""
+    from palimpsest import inspecting
+
+    return inspecting.doctor(tuple(models))
 
 
 def demo(out: str | Path = "palimpsest-demo", *, run: Run = DEFAULT_RUN) -> Any:

@@ -29,6 +29,10 @@ class Progress(Protocol):
         """One line of news."""
         ...
 
+    def detail(self, line: str) -> None:
+        """One line for who asked for more (`-v`)."""
+        ...
+
 
 class _NoTask:
     def advance(self, amount: float = 1, note: str = "") -> None:
@@ -43,6 +47,9 @@ class Silent:
         yield _NoTask()
 
     def say(self, line: str) -> None:
+        """Do nothing."""
+
+    def detail(self, line: str) -> None:
         """Do nothing."""
 
 
@@ -68,8 +75,8 @@ class _PlainTask:
 class Plain:
     """Lines for logs: one every few seconds of a task, one when it ends."""
 
-    def __init__(self, every: float = 10.0) -> None:
-        self.every = every
+    def __init__(self, every: float = 10.0, verbose: bool = False) -> None:
+        self.every, self.verbose = every, verbose
 
     @contextmanager
     def task(self, what: str, total: float | None = None) -> Iterator[Task]:
@@ -81,6 +88,11 @@ class Plain:
     def say(self, line: str) -> None:
         """Print the line."""
         print(line, file=sys.stderr, flush=True)
+
+    def detail(self, line: str) -> None:
+        """Print the line where `verbose`."""
+        if self.verbose:
+            self.say(line)
 
 
 class _BarTask:
@@ -95,10 +107,11 @@ class _BarTask:
 class Bars:
     """Rich progress bars with time left; used on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        self.verbose = verbose
         self.console = Console(stderr=True)
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -131,9 +144,14 @@ class Bars:
         """Print the line above the bars."""
         self.console.print(line, highlight=False, markup=False)
 
+    def detail(self, line: str) -> None:
+        """Print the line above the bars where `verbose`."""
+        if self.verbose:
+            self.say(line)
 
-def make_progress(quiet: bool = False) -> Progress:
-    """Bars on a terminal, plain lines elsewhere, nothing when `quiet`."""
+
+def make_progress(quiet: bool = False, verbose: bool = False) -> Progress:
+    """Bars on a terminal, plain lines elsewhere, nothing when `quiet`, details too when `verbose`."""
     if quiet:
         return Silent()
-    return Bars() if sys.stderr.isatty() else Plain()
+    return Bars(verbose) if sys.stderr.isatty() else Plain(verbose=verbose)

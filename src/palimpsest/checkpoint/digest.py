@@ -35,16 +35,27 @@ def cache_folder() -> Path:
     return Path(given) if given else Path(base) / "palimpsest"
 
 
-def checkpoint_digest(folder: Path, config: dict[str, Any], tensors: list[TensorInfo]) -> str:
-    """Hex SHA-256 of a checkpoint's content."""
+def _cache_file(folder: Path, config: dict[str, Any], tensors: list[TensorInfo]) -> Path:
     files = {t.file for t in tensors} | {folder / n for n in TOKENIZER_FILES if (folder / n).is_file()}
     stamp = sorted((str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     key = hashlib.sha256(canonical_json([stamp, config]).encode()).hexdigest()
-    cached = cache_folder() / "digests" / f"{key}.json"
+    return cache_folder() / "digests" / f"{key}.json"
+
+
+def known_digest(folder: Path, config: dict[str, Any], tensors: list[TensorInfo]) -> str | None:
+    """The digest that was computed before of files of this size and time, or None; reads no weights."""
     try:
-        return str(json.loads(cached.read_text())["digest"])
+        return str(json.loads(_cache_file(folder, config, tensors).read_text())["digest"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        return None
+
+
+def checkpoint_digest(folder: Path, config: dict[str, Any], tensors: list[TensorInfo]) -> str:
+    """Hex SHA-256 of a checkpoint's content."""
+    known = known_digest(folder, config, tensors)
+    if known is not None:
+        return known
+    cached = _cache_file(folder, config, tensors)
     total = hashlib.sha256()
     for tensor in tensors:
         content = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class TensorInfo:
     file: Path
     start: int
     end: int
+
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes]:
         """The tensor's bytes, `size` at most at a time."""

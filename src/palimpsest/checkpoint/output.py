@@ -102,6 +102,12 @@ def sweep(folder: Path) -> None:
                 entry.unlink(missing_ok=True)
 
 
+def half_written(path: Path) -> tuple[str, bool] | None:
+    """(name of what was to be made, whether its maker still runs), or None where a path is no `.NAME.partial-PID`."""
+    found = _PARTIAL.match(path.name)
+    return (found["name"], _alive(int(found["pid"]))) if found else None
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

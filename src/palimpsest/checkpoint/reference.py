@@ -95,6 +95,26 @@ def resolve(reference: str | Path | Checkpoint) -> Checkpoint:
     return Checkpoint(_from_hub(text), text).check()
 
 
+def reference_folder(reference: str | Path) -> tuple[Path, bool]:
+    """(the folder that a reference names, whether its weights are there), unchecked and without fetching weights.
+
+    A hub model that is not in the local cache is fetched but for its weights. Raises BadInput as `resolve` does.
+    """
+    text = str(reference)
+    path = Path(text)
+    if text in ("toy", "toy:unrelated"):
+        return resolve(text).path, True
+    if text and path.is_dir():
+        return path.absolute(), True
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text:
+        raise BadInput(f"there is no file or folder {text!r}")
+    try:
+        found = _from_hub(text, local=True)
+    except BadInput:
+        found = _from_hub(text, weights=False)
+    return found, any(found.glob("*.safetensors"))
+
+
 def is_toy(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has the embedded toy's shape: it or what was made of it."""
     toy = resolve("toy").config
@@ -102,18 +122,23 @@ def is_toy(checkpoint: Checkpoint) -> bool:
 
 
 # Of a repository only what a model is loaded from: no folder in it (original/, onnx/), no second copy of the weights.
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_WANTED = ["*.json", "*.model", "*.txt", "*.jinja"]
 _UNWANTED = ["*/*", "consolidated*"]
 
 
-def _from_hub(name: str) -> Path:
-    """The local snapshot of a hub model, downloaded where it is not in the cache. Raises BadInput."""
+def _from_hub(name: str, *, weights: bool = True, local: bool = False) -> Path:
+    """The local snapshot of a hub model, downloaded where it is not in the cache. Raises BadInput.
+
+    weights: with them; local: nothing is downloaded.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError
 
+    patterns = [*_WANTED, *(["*.safetensors"] if weights else [])]
     try:
-        found = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        snapshot = snapshot_download(name, allow_patterns=patterns, ignore_patterns=_UNWANTED, local_files_only=local)
+        found = Path(snapshot)
     except HFValidationError:
         raise BadInput(f"there is no folder {name!r}, and it is no hub name either") from None
     except GatedRepoError:
@@ -129,7 +154,7 @@ def _from_hub(name: str) -> Path:
             f"{constants.HF_HUB_CACHE}; where there is a network run `hf download {name}` and give the folder that "
             "it prints, or copy that cache here; `toy` is always there"
         ) from None
-    if not any(found.glob("*.safetensors")):
+    if weights and not any(found.glob("*.safetensors")):
         pickled = any(p for pattern in files.PICKLED for p in found.glob(pattern))
         why = "its weights are pickled, which can run code" if pickled else "no safetensors weights of it are here"
         raise BadInput(

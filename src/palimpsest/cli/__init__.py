@@ -20,7 +20,20 @@ app = typer.Typer(
     help="Ownership security of open-weight language models: embed fingerprints, judge what removes them, verify.\n\n"
     "Start with `palimpsest demo`. Removal methods are here to judge protection.",
 )
-COMMANDS = ("demo", "embed", "verify", "remove", "finetune", "pretrain", "evaluate", "study", "methods", "toy")
+COMMANDS = (
+    "demo",
+    "embed",
+    "verify",
+    "remove",
+    "finetune",
+    "pretrain",
+    "evaluate",
+    "study",
+    "methods",
+    "info",
+    "doctor",
+    "toy",
+)
 for _name in COMMANDS:
     importlib.import_module(f"palimpsest.cli.{_name}").register(app)
 

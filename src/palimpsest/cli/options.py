@@ -39,7 +39,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own choice).")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="A traceback with every error.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also estimates of memory and disk, tracebacks.")]
 
 _verbose = False
 
@@ -51,7 +51,7 @@ def run_options(seed: int | None, device: str, threads: int | None, quiet: bool,
     from palimpsest.api import Run
     from palimpsest.progress import make_progress
 
-    return Run(seed=seed, device=device, threads=threads, progress=make_progress(quiet))
+    return Run(seed=seed, device=device, threads=threads, progress=make_progress(quiet, verbose))
 
 
 def settings(pairs: list[str] | None) -> dict[str, str]:

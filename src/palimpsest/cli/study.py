@@ -23,19 +23,23 @@ def register(app: typer.Typer) -> None:
 
 
 def check(spec: Spec, json: opt.Json = False) -> None:
-    """Check a study file completely and list its steps; runs nothing.
+    """Check a study file completely, list its steps, and say what memory and disk it will take; runs nothing.
 
     Example: palimpsest study check meraser-table1
     """
-    from palimpsest.study.graph import check as plan
+    from palimpsest.checkpoint.load import pick_device
+    from palimpsest.study.graph import plan
+    from palimpsest.study.needs import needs_of
     from palimpsest.study.spec import load_spec
 
-    steps = plan(load_spec(spec))
+    planned = plan(load_spec(spec))
+    steps, needs = planned.listed(), needs_of(planned, pick_device("auto"))
     if json:
-        opt.print_json({"steps": [str(s) for s in steps]})
+        opt.print_json({"steps": [str(s) for s in steps], **needs.to_json()})
         return
     for step in steps:
         typer.echo(str(step))
+    typer.echo(f"{len(steps)} steps\n{needs}")
 
 
 def run(

@@ -52,12 +52,7 @@ def info(json: opt.Json = False) -> None:
 
     toy = resolve("toy")
     golden = parser.loads((toy.path / "golden.json").read_text(encoding="utf-8"))
-    size = 0
-    for tensor in toy.tensors():
-        count = 1
-        for side in tensor.shape:
-            count *= side
-        size += count
+    size = sum(tensor.count for tensor in toy.tensors())
     facts = {"path": str(toy.path), "digest": toy.digest(), "parameters": size, "golden": golden}
     if json:
         opt.print_json(facts)

@@ -27,6 +27,7 @@ from palimpsest.method import Context, Made, input_fields, settings_of
 from palimpsest.records import Record, peak_bytes, versions, write_jsonl
 from palimpsest.study.assemble import assemble, key_facts
 from palimpsest.study.graph import plan
+from palimpsest.study.needs import check_needs
 from palimpsest.study.spec import RECIPES, StudySpec, expanded, input_type
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store, take_samples, write_secret_lines
@@ -65,6 +66,7 @@ def run_study(spec: StudySpec, out: Path, ctx: Context, retry_failed: bool = Fal
     """
     ctx = dataclasses.replace(ctx, device=pick_device(ctx.device))
     made = plan(spec)
+    check_needs(made, Path(out), ctx)
     store = Store.create(Path(out))
     with store.alone():
         started = time.time()

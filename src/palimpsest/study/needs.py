@@ -1,0 +1,97 @@
+"""What a study will take: peak memory of its largest step, disk for all that it keeps. Estimates, by config alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.machine import in_words
+from palimpsest.method import Context
+from palimpsest.preflight import Estimate, Job, check_disk, check_memory, jobs_of
+from palimpsest.preflight.checks import asking_estimate, check_family, check_same_tokenizer, job_estimate, whole_model
+from palimpsest.preflight.jobs import adapter_bytes, resume_bytes, written_bytes
+from palimpsest.study.steps import Plan, Step
+from palimpsest.study.store import Store
+
+
+@dataclass
+class Needs:
+    """disk: bytes that the steps leave in the study's folder, the state of the one at work among them.
+
+    work: (estimate, its phase or None for asking) of every kind of step and model, each once.
+    """
+
+    disk: int = 0
+    work: list[tuple[Estimate, Job | None]] = field(default_factory=list)
+
+    @property
+    def largest(self) -> Estimate | None:
+        """The step that takes most memory."""
+        return max((e for e, _ in self.work), key=lambda e: e.total, default=None)
+
+    def __str__(self) -> str:
+        peak = self.largest
+        memory = f"memory: {peak}" if peak is not None else "memory: not known"
+        return f"{memory}\ndisk: up to {in_words(self.disk)} in the study's folder"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"memory": self.largest.to_json() if self.largest is not None else None, "disk": self.disk}
+
+
+def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Needs:
+    """What the steps of a plan take that are not done in `store` yet. Raises BadInput for what cannot be trained."""
+    needs = Needs()
+    seen: set[tuple[Any, ...]] = set()
+    resume = 0
+    for step in plan.steps.values():
+        if store is not None and store.state(step.id) == "done":
+            continue
+        model = root_of(plan, step)
+        whole_model(model)
+        jobs: list[Job | None] = [None] if step.kind == "measure" else list(_jobs(step))
+        for job in jobs:
+            work = (str(model.path), job.what if job else None, job.tuning if job else None)
+            if work in seen:
+                continue
+            seen.add(work)
+            if job is not None:
+                check_family(model, job.tuning)
+            estimate = asking_estimate(model, device) if job is None else job_estimate(model, job, device)
+            if estimate is not None:
+                needs.work.append((estimate, job))
+        if step.kind in ("transform", "adapter"):
+            kept = written_bytes(step.method, model) if step.kind == "transform" else adapter_bytes(step.method, model)
+            needs.disk += kept
+            resume = max(resume, resume_bytes(step.method, model))
+    needs.disk += resume
+    return needs
+
+
+def check_needs(plan: Plan, out: Path, ctx: Context) -> None:
+    """Before a study runs: memory of each step, disk for all, the unrelated model's vocabulary. Raises BadInput."""
+    needs = needs_of(plan, ctx.device, Store(out))
+    for estimate, job in needs.work:
+        check_memory(estimate, ctx, job)
+    check_disk([(out, needs.disk, f"--out {out}")], ctx)
+    unrelated = plan.models.get("unrelated")
+    if unrelated is not None and "unrelated-model" in plan.spec.negatives:
+        for target in plan.spec.targets:
+            check_same_tokenizer(plan.models[target.id], unrelated, "unrelated")
+
+
+def root_of(plan: Plan, step: Step) -> Checkpoint:
+    """The model of the study file that a step's model was made from; it has its shape and tokenizer."""
+    reference = step.model
+    while not reference.startswith("model:"):
+        reference = plan.steps[reference].model
+    return plan.models[reference.removeprefix("model:")]
+
+
+def _jobs(step: Step) -> list[Job]:
+    """The fine-tuning phases of a step; a transfer trains nothing, its adapter is a step of its own."""
+    if step.kind == "keys" or (step.kind == "transform" and "adapter" in dict(step.inputs)):
+        return []
+    return jobs_of(step.method, step.method_name)
