@@ -125,7 +125,7 @@ class MEraser:
         The erase rate is three times the paper's highest. Gentler erasing, or recovery at 1e-3, gives a more
         useful model back and with it marks: on seed 0, 24 of 32 UTF and 3 of 10 HashChain keys.
         """
-        return cls(pairing="cross-type", erase=CODE_ERASE, recover=CODE_RECOVER)
+        return cls(pairing="cross-type", erase=TOY_ERASE, recover=TOY_RECOVER)
 
     def steps(self) -> list[tuple[str, MEraserErase | MEraserRecover]]:
         """The two phases with their inputs."""
