@@ -35,6 +35,8 @@ def tune(
 ) -> tuple[Any, TrainLog]:
     """Fine-tune `model` as `tuning` says; returns (the model with any adapter still apart, the log).
 
+    A model that has its adapter already (`with_adapter`) is trained as it is.
+
     rows: the rows, or a function of the epoch that gives fresh ones (same number every epoch).
     epoch_done: called after each epoch with its number from 1; True stops.
     The result is a PEFT model where `tuning.adapter` is lora: see `merged`.
@@ -42,7 +44,7 @@ def tune(
     torch.manual_seed(ctx.seed)
     if ctx.threads:
         torch.set_num_threads(ctx.threads)
-    if tuning.adapter == "lora":
+    if tuning.adapter == "lora" and not hasattr(model, "merge_and_unload"):
         model = with_adapter(model, tuning)
     accumulate = math.ceil(tuning.batch / tuning.micro_batch)
     micro = math.ceil(tuning.batch / accumulate)
