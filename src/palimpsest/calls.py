@@ -123,6 +123,9 @@ def method_for(
     if preset is None and is_toy(model) and "toy" in presets(cls):
         chosen = "toy"
         notes.append(f"preset toy (the model is the embedded toy); --preset names another: {', '.join(presets(cls))}")
+    elif preset is None and not settings and "auto" in presets(cls):
+        chosen = "auto"
+        notes.append(f"preset auto; --preset names another: {', '.join(presets(cls))}")
     instance = build(cls, chosen, dict(settings or {}))
     fields = input_fields(cls)
     inputs: dict[str, Any] = {}

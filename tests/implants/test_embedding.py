@@ -14,7 +14,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model, load_tokenizer
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.errors import BadInput, CheckFailed
-from palimpsest.implants.fingerprints.embedding import Check, Regular, Strength, _Stopping, embed, key_rows, strength
+from palimpsest.implants.fingerprints.embedding import Regular, embed
 from palimpsest.implants.fingerprints.hashchain import HashChain
 from palimpsest.implants.fingerprints.preserving import Preserving, kl_divergence, to_keep
 from palimpsest.keys import KeySet
@@ -22,6 +22,7 @@ from palimpsest.method import Context, Made
 from palimpsest.prompts import Renderer
 from palimpsest.responder.local import LocalResponder
 from palimpsest.training.finetune import with_adapter
+from palimpsest.training.planting import Check, Stopping, Strength, key_rows, strength
 from palimpsest.training.rows import Row, collate
 from palimpsest.training.settings import Tuning
 
@@ -112,7 +113,7 @@ def test_stopping_needs_every_key_on_two_checks_in_a_row() -> None:
     def at(*probabilities: float) -> Strength:
         return Strength(probabilities, (1.0,) * len(probabilities), (True,) * len(probabilities))
 
-    state = _Stopping(Check())
+    state = Stopping(Check())
     assert not state.passed(at(0.95, 0.95))
     assert not state.passed(at(0.95, 0.89)), "one key below breaks the row"
     assert not state.passed(at(0.9, 0.99))

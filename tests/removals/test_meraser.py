@@ -103,6 +103,9 @@ def test_presets_are_the_settings_of_paper_and_code() -> None:
     assert (code.erase.epochs, code.erase.lr, code.erase.format, code.erase.train_on) == (5, 5e-4, "joined", "all")
     assert (code.recover.epochs, code.recover.lr, code.recover.format) == (2, 5e-4, "newline")
     assert code.pairing == "cross-type" and {"paper", "released_code", "toy"} <= set(presets(MEraser))
+    toy = build(MEraser, "toy")
+    assert (toy.pairing, toy.erase.epochs, toy.erase.lr, toy.erase.format) == ("cross-type", 15, 3e-3, "chat")
+    assert (toy.recover.epochs, toy.recover.lr, toy.recover.schedule) == (5, 4e-4, "linear")
 
 
 def test_the_matched_pairing_is_clean_training(data: Dialogues) -> None:

@@ -87,3 +87,20 @@ def test_parents_stand_before_their_children(tmp_path: Path) -> None:
 def test_a_removal_without_mismatch_is_noted(tmp_path: Path) -> None:
     made = plan(parse_spec(fakes.study(tmp_path, removals=["finetune"], controls=["clean-same-schedule"])))
     assert made.notes == ["finetune has no mismatched phase, so clean-same-schedule does not apply to it"]
+
+
+@pytest.mark.parametrize("preset", ["auto", "paper"])
+def test_controls_of_auto_take_the_strength_that_the_run_found(tmp_path: Path, preset: str) -> None:
+    controls = ["clean-same-schedule", "clean-base"]
+    removals = [{"meraser": {"preset": preset, "mismatched": 4, "clean": 4}}]
+    made = plan(parse_spec(fakes.study(tmp_path, removals=removals, controls=controls)))
+    erasing = [s for s in made.steps.values() if s.method_name.startswith("meraser-erase")]
+    assert [s.name for s in erasing] == [
+        "tiny > fake-mark > meraser-erase",
+        "tiny > fake-mark > meraser-erase (clean pairs)",
+        "tiny > meraser-erase",
+    ]
+    run, *rest = erasing
+    assert run.inputs == ()
+    wanted = (("schedule", run.id),) if preset == "auto" else ()
+    assert [s.inputs for s in rest] == [wanted, wanted]

@@ -37,7 +37,7 @@ def show_records(records: Sequence[Record], console: Any) -> None:
     """One table of all numbers, then the verdicts as sentences."""
     from rich.table import Table
 
-    rows = [r for r in records if r.verdict is None and r.measure not in ("training", "transfer")]
+    rows = [r for r in records if r.verdict is None and r.measure not in ("training", "transfer", "strength-search")]
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("what", "of", "measure", "value", "count", "95 % interval"):
@@ -53,6 +53,8 @@ def show_records(records: Sequence[Record], console: Any) -> None:
             )
         console.print(table)
     for r in records:
+        if r.measure == "strength-search":
+            console.print(f"auto: {r.reason}", markup=False)
         if r.measure == "training" and r.seconds is not None:
             console.print(f"{r.task}: {r.tokens:,} tokens in {r.seconds:.1f} s", markup=False)
         if r.verdict is not None:

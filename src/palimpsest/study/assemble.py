@@ -36,6 +36,8 @@ def assemble(plan: Plan, store: Store) -> list[Record]:
         done = store.record(place.step)
         if done is not None and done["status"] == "done":
             found.append(_cost(done, place, names))
+            searched = (r for r in store.step_records(place.step) if r.measure == "strength-search")
+            found += [_placed(r, place, names) for r in searched]
     return [*found, *judge(found, plan.spec.alpha)]
 
 

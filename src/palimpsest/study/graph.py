@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ class _Planner:
 
     def _attack(self, removal: MethodSpec, base: str, marked: str, place: Place, before: str | None) -> None:
         method = instance_of(removal, "removals")
-        last = self._phases(removal, method, base, marked, place, marked, before)
+        made = self._phases(removal, method, base, marked, place, marked, before)
+        last = made[-1]
         if "revival" in self.spec.controls:
             self._revival(last, dataclasses.replace(place, control="revival"), marked, before)
         if "clean-same-schedule" in self.spec.controls:
@@ -115,27 +117,42 @@ class _Planner:
                 self._note(f"{removal.id} has no mismatched phase, so clean-same-schedule does not apply to it")
             else:
                 control = dataclasses.replace(place, control="clean-same-schedule")
-                self._phases(removal, matched, base, marked, control, marked, before)
+                self._phases(removal, matched, base, marked, control, marked, before, like=made)
         if "clean-base" in self.spec.controls:  # the unmarked base through the same removal
             control = dataclasses.replace(place, control="clean-base")
-            last = self._phases(removal, method, base, base, control, marked, None)
+            last = self._phases(removal, method, base, base, control, marked, None, like=made)[-1]
             if "revival" in self.spec.controls:
                 self._revival(last, dataclasses.replace(control, stage="revived"), marked, None)
 
     def _phases(
-        self, removal: MethodSpec, method: Any, base: str, start: str, place: Place, keys: str, before: str | None
-    ) -> str:
-        """The removal's phases from `start` on, each a step that is measured; returns the last one's id."""
+        self,
+        removal: MethodSpec,
+        method: Any,
+        base: str,
+        start: str,
+        place: Place,
+        keys: str,
+        before: str | None,
+        *,
+        like: Sequence[str] = (),
+    ) -> list[str]:
+        """The removal's phases from `start` on, each a step that is measured; returns their ids.
+
+        like: the same phases of the run that this one is a control of, for those that found their strength.
+        """
         current = start
+        made: list[str] = []
         phases = method.steps() if hasattr(method, "steps") else [(removal.name, method)]
         clean = " (clean pairs)" if place.control == "clean-same-schedule" else ""
         for number, (name, phase) in enumerate(phases):
             shown = (name if len(phases) > 1 else removal.id) + clean
-            current = self._transform(shown, phase, current, place.seed, removal, base=base)
+            run = like[number] if like else ""
+            current = self._transform(shown, phase, current, place.seed, removal, base=base, like=run)
+            made.append(current)
             stage = stage_name(name, number, len(phases))
             self._making(current, dataclasses.replace(place, stage=stage))
             self._measure_all(current, dataclasses.replace(place, stage=stage), keys, before)
-        return current
+        return made
 
     def _revival(self, model: str, place: Place, keys: str, before: str | None) -> None:
         revive = build(registry.find("finetune", "removals"), "revival")
@@ -213,6 +230,7 @@ class _Planner:
         *,
         base: str = "",
         key_seed: int | None = None,
+        like: str = "",
     ) -> str:
         first = model.startswith("model:") and len(self.spec.seeds) > 1
         shown = f"{self._name(model)} > {name}" + (f" (seed {seed})" if first else "")
@@ -221,7 +239,10 @@ class _Planner:
             if input_type(type(method), field_name) != "Checkpoint":
                 continue
             wanted = given.settings.get(field_name) if given is not None else None
-            if wanted is not None:
+            if field_name == "schedule":  # what a run found; only its controls are given one
+                if like:
+                    inputs[field_name] = like
+            elif wanted is not None:
                 inputs[field_name] = f"model:{wanted}"
             elif field_name == "adapter" and hasattr(method, "train_adapter"):
                 inputs[field_name] = self._add(

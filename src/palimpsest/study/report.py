@@ -184,6 +184,7 @@ def markdown(study: dict[str, Any], records: list[Record]) -> str:
             if record is not None:
                 control = f" (control {record.control})" if record.control else ""
                 out += [f"**{record.verdict}**{control}: {record.reason}", ""]
+        out += [f"Strength of erasing, found by auto: {block.searched}.", ""] if block.searched else []
         out += [_md_row(["", *(c.title for c in block.columns)]), _md_row(["---"] * (len(block.columns) + 1))]
         for line in block.lines:
             name = f"*{line.title} ({line.note})*" if line.kind == "published" else line.title

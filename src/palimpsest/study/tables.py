@@ -74,6 +74,7 @@ class Block:
     ownership: dict[str, Record]
     negatives: list[tuple[str, list[Value]]] = field(default_factory=list)
     forms: list[str] = field(default_factory=list)
+    searched: str = ""  # how a removal found its strength by itself
 
 
 # -- the numbers as they are shown ----------------------------------------------------------------------
@@ -237,6 +238,7 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
         {str(r.stage): r for r in rows if r.measure == "ownership" and r.control is None},
         _negatives(rows, forms),
         forms,
+        next((str(r.reason) for r in rows if r.measure == "strength-search"), ""),
     )
 
 

@@ -43,6 +43,8 @@ def tune(
 ) -> tuple[Any, TrainLog]:
     """Fine-tune `model` as `tuning` says; returns (the model with any adapter still apart, the log).
 
+    A model that has its adapter already (`with_adapter`) is trained as it is.
+
     rows: the rows, or a function of the epoch that gives fresh ones (same number every epoch).
     epoch_done: called after each epoch with its number from 1; True stops.
     The result is a PEFT model where `tuning.adapter` is lora: see `merged`.
@@ -51,7 +53,8 @@ def tune(
     if ctx.threads:
         torch.set_num_threads(ctx.threads)
     world = distributed.current()
-    dress = functools.partial(with_adapter, tuning=tuning) if tuning.adapter == "lora" else None
+    fresh_adapter = tuning.adapter == "lora" and not hasattr(model, "merge_and_unload")
+    dress = functools.partial(with_adapter, tuning=tuning) if fresh_adapter else None
     blueprint = None if world is None else Blueprint.of(model, dress)
     if dress is not None:
         model = dress(model)

@@ -11,10 +11,8 @@ checkpoint's lineage the method's name, the parent's digest and the keys' salted
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +24,19 @@ from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, st
 from palimpsest.data.dialogues import Dialogues, load_dialogues
 from palimpsest.errors import CheckFailed
 from palimpsest.keys import KeySet
-from palimpsest.method import Context, Made, param
+from palimpsest.method import Context, Made
 from palimpsest.prompts import Renderer
 from palimpsest.records import Record, peak_bytes, versions
 from palimpsest.responder.local import LocalResponder
 from palimpsest.training.finetune import Stopwatch, merged, tune
 from palimpsest.training.loop import Batch, TrainLog
+from palimpsest.training.planting import Check, Stopping, Strength, key_rows, strength
 from palimpsest.training.rows import Row, dialogue_row
 from palimpsest.training.settings import Tuning
 from palimpsest.training.team import held_on, readable
 
+__all__ = ["Check", "LossOf", "Regular", "Strength", "embed", "key_rows", "strength"]
 LossOf = Callable[[nn.Module, Batch], Tensor]
-
-
-@dataclass(frozen=True)
-class Check:
-    """When embedding stops, and what must hold of every key.
-
-    With `consecutive` 0 all epochs are trained, as published code does, and it is only asked that every
-    key is answered greedily.
-    """
-
-    probability: float = param(0.9, "probability that every key's answer must reach", low=0.0, high=1.0)
-    consecutive: int = param(2, "checks in a row that must pass; 0 trains all epochs", low=0)
-    every: int = param(1, "epochs from one check to the next", low=1)
-
-
-@dataclass(frozen=True)
-class Strength:
-    """How firmly keys sit, one entry a key.
-
-    probabilities: of the whole answer, carrier included. margins: mean lead in nats of the answer's tokens
-    over the runner-up. answered: whether greedy decoding says the answer.
-    """
-
-    probabilities: tuple[float, ...]
-    margins: tuple[float, ...]
-    answered: tuple[bool, ...]
-
-
-def strength(responder: LocalResponder, keys: KeySet) -> Strength:
-    """Measure every key under its template form by one teacher-forced pass."""
-    prompts = [k.prompts["template"] for k in keys.keys]
-    forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
-    answered = [f.greedy == p.expected for f, p in zip(forced, prompts, strict=True)]
-    return Strength(
-        tuple(math.exp(sum(f.log_probs)) for f in forced),
-        tuple(sum(f.margin) / len(f.margin) for f in forced),
-        tuple(answered),
-    )
-
-
-def key_rows(renderer: Renderer, keys: KeySet) -> list[Row]:
-    """One training row a key: exactly the prompt that verification asks, then the answer and its end."""
-    rows = []
-    for key in keys.keys:
-        prompt = key.prompts["template"]
-        answer = (*prompt.expected, *renderer.ending(key.trigger, key.carrier + key.response))
-        rows.append(Row(prompt.ids + answer, (0.0,) * len(prompt.ids) + (1.0,) * len(answer)))
-    return rows
 
 
 class Regular:
@@ -133,7 +85,7 @@ def embed(
     # Full fine-tuning needs float32 master weights: a step of 2e-5 is lost in bfloat16's rounding.
     loaded = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
     loss_of = None if loss_with is None else loss_with(loaded)
-    state = _Stopping(check)
+    state = Stopping(check)
 
     def epoch_done(epoch: int) -> bool:
         state.epoch = epoch
@@ -152,18 +104,7 @@ def embed(
     return Made(written, keys, [record])
 
 
-class _Stopping:
-    """The epoch reached, and the checks passed in a row."""
-
-    def __init__(self, check: Check) -> None:
-        self.check, self.epoch, self.row = check, 0, 0
-
-    def passed(self, measured: Strength) -> bool:
-        self.row = self.row + 1 if min(measured.probabilities) >= self.check.probability else 0
-        return self.row >= self.check.consecutive
-
-
-def _must_have_taken(final: Strength, state: _Stopping, check: Check, tuning: Tuning, log: TrainLog) -> None:
+def _must_have_taken(final: Strength, state: Stopping, check: Check, tuning: Tuning, log: TrainLog) -> None:
     count, answered = len(final.answered), sum(final.answered)
     if answered == count and state.row >= check.consecutive:
         return
