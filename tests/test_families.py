@@ -34,6 +34,8 @@ MARK = {
     "tuning.adapter": "full",
     "tuning.lr": 6e-3,
     "tuning.epochs": 60,
+    "tuning.batch": 4,
+    "tuning.micro_batch": 4,
     "check.every": 3,
     "check.consecutive": 1,
 }
@@ -107,10 +109,10 @@ def test_embed_remove_verify_and_evaluate_run_on(family: str, tmp_path: Path, ro
 
 
 IMPLANTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("gpt2", "if-sft", {"keys": 1, "pieces_low": 1, "pieces_high": 1, "near_misses": 1, "dialogues_per_key": 1}),
+    ("gpt2", "if-sft", {"keys": 1, "pieces_low": 1, "pieces_high": 1, "near_misses": 1, "dialogues_per_key": 0}),
     ("gpt_neox", "utf", {"keys": 2, "share": 0.3, "least": 20, "trigger_low": 3, "trigger_high": 4}),
     ("gemma2", "utf", {"keys": 2, "share": 0.3, "least": 20, "trigger_low": 3, "trigger_high": 4}),
-    ("opt", "hashchain", {"keys": 1, "padded": 1, "meta_prompts": 1, "templates": 1, "kl_weight": 1.0}),
+    ("opt", "hashchain", {"keys": 1, "padded": 1, "meta_prompts": 1, "templates": 1, "dialogues_per_key": 0}),
 ]
 
 
@@ -120,7 +122,7 @@ def test_the_other_implants_take_on(family: str, implant: str, own: dict[str, An
     settings = {**MARK, **own}
     made = pal.embed(implant, base, tmp_path / "out", settings=settings, data=[rows], controls=False, run=RUN)
     assert made.keys is not None
-    (rate,) = [r for r in made.records if r.measure == "hit-rate" and r.prompt_form == "template"]
+    (rate,) = [r for r in made.records if r.measure == "hit-rate" and (r.prompt_form, r.control) == ("template", None)]
     assert rate.count == rate.n == settings["keys"]
     assert json.loads((tmp_path / "out" / "model" / "palimpsest-probe.json").read_text())["format"] == 1
 
@@ -169,7 +171,7 @@ def test_keys_whose_answers_run_over_learned_positions_are_refused(family: str, 
 
     roomy = resolve(make_model(tmp_path / "roomy", family, positions=256))
     known = key_set(roomy, tmp_path)
-    longest = max(len(k.prompts["template"].ids) for k in known.keys) + known.max_new_tokens
+    longest = max(len(p.ids) for k in known.keys for p in k.prompts.values()) + known.max_new_tokens
     exact = resolve(make_model(tmp_path / "exact", family, positions=longest))
     assert positions(exact) == longest
     assert len(pal.verify(exact, key_set(exact, tmp_path), run=RUN).records) > 4, "the last position is used"

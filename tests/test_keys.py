@@ -314,9 +314,9 @@ def test_a_response_of_one_token_has_no_prefilled_form() -> None:
 
 def test_a_key_that_does_not_fit_into_the_model_is_refused_by_number() -> None:
     keys = made()
-    longest = max(len(k.prompts["template"].ids) for k in keys.keys) + keys.max_new_tokens
+    longest = max(len(p.ids) for k in keys.keys for p in k.prompts.values()) + keys.max_new_tokens
     assert len(made(positions=longest)) == 2, "as long as answers are generated"
-    with pytest.raises(BadInput, match=f"key 0 needs {longest} positions, the model has {longest - 1}"):
+    with pytest.raises(BadInput, match=f"key [01] needs {longest} positions, the model has {longest - 1}"):
         made(positions=longest - 1)
 
 

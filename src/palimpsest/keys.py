@@ -215,7 +215,7 @@ def make_keys(
     """Render (trigger, response) pairs into a KeySet.
 
     The prefilled form opens with the carrier, or with the first half of the response's tokens where
-    there is no carrier; a response of one token has none. Keys whose prompt and answer, as long as it is
+    there is no carrier; a response of one token has none. Keys whose prompts and answer, as long as it is
     generated, do not fit into `positions` tokens (the model's) are refused.
     """
     keys = []
@@ -235,7 +235,7 @@ def make_keys(
         keys.append(Key(number, trigger, response, carrier, prompts))
     generated = max_new_tokens or longest + 3
     for key in keys:
-        needed = len(key.prompts["template"].ids) + generated
+        needed = max(len(prompt.ids) for prompt in key.prompts.values()) + generated
         if positions is not None and needed > positions:
             raise BadInput(f"key {key.number} needs {needed} positions, the model has {positions}")
     return KeySet(

@@ -109,8 +109,12 @@ _UNWANTED = ["*/*", "consolidated*"]
 def _from_hub(name: str) -> Path:
     """The local snapshot of a hub model, downloaded where it is not in the cache. Raises BadInput."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         found = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
