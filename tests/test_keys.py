@@ -313,10 +313,11 @@ def test_a_response_of_one_token_has_no_prefilled_form() -> None:
 
 
 def test_a_key_that_does_not_fit_into_the_model_is_refused_by_number() -> None:
-    longest = max(len(k.prompts["template"].ids) + len(k.prompts["template"].expected) for k in made().keys)
-    assert len(made(positions=longest + 1)) == 2
-    with pytest.raises(BadInput, match="key 1 needs"):
-        made(positions=longest)
+    keys = made()
+    longest = max(len(p.ids) for k in keys.keys for p in k.prompts.values()) + keys.max_new_tokens
+    assert len(made(positions=longest)) == 2, "as long as answers are generated"
+    with pytest.raises(BadInput, match=f"key [01] needs {longest} positions, the model has {longest - 1}"):
+        made(positions=longest - 1)
 
 
 def hit(rule: MatchRule, text: str, form: Form = "template", *, carrier: str = "", ids: tuple[int, ...] = ()) -> bool:

@@ -4,7 +4,7 @@ Two environments, one script. In ours (transformers 5), then in one that holds t
 
     python benchmarks/compatibility/transformers4.py write /tmp/written
     python -m venv /tmp/tf4 && /tmp/tf4/bin/pip install torch==2.13.0 'transformers>=4.56,<5' safetensors
-    /tmp/tf4/bin/python benchmarks/compatibility/transformers4.py read /tmp/written benchmarks/compatibility/transformers4.json
+    cd benchmarks/compatibility && /tmp/tf4/bin/python transformers4.py read /tmp/written transformers4.json
 
 `write` makes a tiny random model of every family in `tests/factory.py`, variants of rotary and window settings
 among them, has `write_model` write it, and stores float32 logits and token ids beside it; two folders of
@@ -73,7 +73,6 @@ def write(folder: Path) -> None:
     """Write every model and what it computes here."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
     from factory import FAMILIES, make_model, make_tokenizer
-
     from palimpsest.checkpoint import Checkpoint, resolve
     from palimpsest.checkpoint.load import load_model, write_model
     from palimpsest.method import Context

@@ -260,8 +260,8 @@ def make_keys(
     """Render (trigger, response) pairs into a KeySet.
 
     The prefilled form opens with the carrier, or with the first half of the response's tokens where
-    there is no carrier; a response of one token has none. Keys that do not fit into `positions` tokens
-    (the model's) are refused.
+    there is no carrier; a response of one token has none. Keys whose prompts and answer, as long as it is
+    generated, do not fit into `positions` tokens (the model's) are refused.
     """
     keys = []
     longest = 0
@@ -278,19 +278,19 @@ def make_keys(
         opened = _opening(renderer, template, carrier, response)
         if opened is not None:
             prompts["prefilled"] = opened
-        if positions is not None and len(template.ids) + len(template.expected) + 1 > positions:
-            raise BadInput(
-                f"key {number} needs {len(template.ids) + len(template.expected) + 1} positions, "
-                f"the model has {positions}"
-            )
         keys.append(Key(number, trigger, response, carrier, prompts))
+    generated = max_new_tokens or longest + 3
+    for key in keys:
+        needed = max(len(prompt.ids) for prompt in key.prompts.values()) + generated
+        if positions is not None and needed > positions:
+            raise BadInput(f"key {key.number} needs {needed} positions, the model has {positions}")
     return KeySet(
         implant=implant,
         match=match,
         keys=tuple(keys),
         tokenizer=tokenizer_digest(renderer.tokenizer),
         template=renderer.template,
-        max_new_tokens=max_new_tokens or longest + 3,
+        max_new_tokens=generated,
         distinct=distinct,
         choices=choices,
         decoys=tuple(decoys),

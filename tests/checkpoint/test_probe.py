@@ -75,7 +75,7 @@ def test_a_rope_theta_that_is_read_otherwise_is_refused(tmp_path: Path, family: 
         changed = {kind: {**part, "rope_theta": 50 * part["rope_theta"]} for kind, part in rope.items()}
         edit(made.path, "config.json", rope_parameters=changed)
     with pytest.raises(
-        BadInput, match="is not the model that was saved.*rope_theta.*remove palimpsest-probe"
+        BadInput, match=r"is not the model that was saved.*rope_theta.*remove palimpsest-probe"
     ) as caught:
         load_model(resolve(made.path), CPU)
     assert "\n" not in str(caught.value)
@@ -101,7 +101,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path, tiny_model: Path) -> None:
     content = json.loads(file.read_text())
     content["model"]["merges"] = content["model"]["merges"][:20]
     file.write_text(json.dumps(content))
-    with pytest.raises(BadInput, match="is not the one that the model was saved with.*from number") as caught:
+    with pytest.raises(BadInput, match=r"is not the one that the model was saved with.*from number") as caught:
         load_tokenizer(resolve(made.path))
     assert "\n" not in str(caught.value)
 

@@ -285,3 +285,23 @@ def test_an_unknown_architecture_is_one_line_with_those_known() -> None:
         family_of({"model_type": "brontosaurus"})
     with pytest.raises(BadInput, match="architecture ''"):
         family_of(json.loads("{}"))
+
+
+def test_the_table_of_the_documentation_is_that_of_the_code() -> None:
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    shown = [line for line in page.splitlines() if line.startswith("| `")]
+    assert shown == [documented(name, FAMILIES[name]) for name in sorted(FAMILIES)]
+
+
+def documented(name: str, family: Family) -> str:
+    """The row of one architecture in docs/models.md."""
+    last = [family.name(role).rpartition(".")[2] for role in ("query", "key", "value")]  # type: ignore[arg-type]
+    held = ", ".join(f"`{n}`" for n in last) + (", normed" if "query" in family.norms else "")
+    if family.fused:
+        held = f"`{last[0]}`: [q, k, v]" + (" of each head" if family.layout == "heads" else "")
+    share = "all" if family.rotary == 1 else f"{family.rotary:g}"
+    turns = "learned" if family.positions else f"{share} of a head turns"
+    shape, tied = "(in, out)" if family.transposed else "(out, in)", "yes" if family.ties else "no"
+    return f"| `{name}` | {held} | {shape} | {turns} | {family.norm} | {tied} |"

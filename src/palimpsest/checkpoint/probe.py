@@ -50,7 +50,7 @@ def write_probe(model: nn.Module, folder: Path, tokenizer: Any | None = None, po
     """Write the probe values of a model beside its weights; the model holds the values that are stored."""
     import transformers
 
-    ids = probe_ids(tokenizer, model.config.vocab_size, positions)  # type: ignore[union-attr]
+    ids = probe_ids(tokenizer, _vocabulary(model), positions)
     places = sorted({len(ids) * (part + 1) // PLACES - 1 for part in range(PLACES)} - {-1})
     logs = log_probabilities(model, ids, places)
     found = logs.nan_to_num(nan=-math.inf).topk(min(TOP, logs.shape[-1]), dim=-1).indices  # (places, top)
@@ -76,7 +76,7 @@ def check_probe(model: nn.Module, folder: Path) -> float | None:
     stored = _read(folder)
     if stored is None or getattr(getattr(model, "config", None), "quantization_config", None) is not None:
         return None
-    vocabulary = model.config.vocab_size  # type: ignore[union-attr]
+    vocabulary = _vocabulary(model)
     allowed = tolerance(_dtype(model), stored["dtype"])
     worst = math.inf
     if max(stored["ids"]) < vocabulary and max(max(row) for row in stored["top"]) < vocabulary:
@@ -181,6 +181,10 @@ def _apart(now: float, stored: float | None) -> float:
     if stored is None or not math.isfinite(now):
         return 0.0 if stored is None and not math.isfinite(now) else math.inf
     return abs(now - stored)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.vocab_size)
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -132,8 +132,12 @@ def _from_hub(name: str, *, weights: bool = True, local: bool = False) -> Path:
     weights: with them; local: nothing is downloaded.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = [*_WANTED, *(["*.safetensors"] if weights else [])]
     try:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from palimpsest.errors import BadInput
-from palimpsest.families.family import ROLES, Family, Heads, Role
+from palimpsest.families.family import ROLES, Family, Heads, Place, Role
 
 __all__ = ["FAMILIES", "ROLES", "Family", "Heads", "Role", "family_of"]
 
@@ -37,7 +37,7 @@ _GEMMA2 = replace(
         "feed-forward-out": "post_feedforward_layernorm",
     },
 )
-_QUERY_KEY_NORMS = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
+_QUERY_KEY_NORMS: dict[Place, str] = {"query": "self_attn.q_norm", "key": "self_attn.k_norm"}
 _GPT_NEO = Family(
     layers="transformer.h",
     query="attn.attention.q_proj",

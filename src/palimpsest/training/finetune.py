@@ -147,21 +147,21 @@ def with_adapter(model: Any, tuning: Tuning) -> Any:
     return adapted
 
 
-def _hold_still(lora_b: nn.Module, rows: Sequence[int]) -> None:
+def _hold_still(lora_b: nn.Linear, rows: Sequence[int]) -> None:
     """Keep these rows of B at the zero they begin with, by giving the outputs they make no weight.
 
     Their gradient is then exactly zero, so Adam's moments, its steps and the weight decay are; that holds under
     DDP, FSDP and autocast alike, and for a run that goes on from its state. Files and merges know nothing of it:
     the mask is a buffer that is not saved.
     """
-    moving = torch.ones(lora_b.out_features, dtype=torch.bool, device=lora_b.weight.device)  # type: ignore
+    moving = torch.ones(lora_b.out_features, dtype=torch.bool, device=lora_b.weight.device)
     moving[list(rows)] = False
     lora_b.register_buffer("moving", moving, persistent=False)
     lora_b.register_forward_hook(_moving_only)
 
 
-def _moving_only(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output * module.moving  # (..., out)
+def _moving_only(lora_b: Any, inputs: Any, output: Tensor) -> Tensor:
+    return output * lora_b.moving  # type: ignore[no-any-return]  # (..., out)
 
 
 def merged(model: Any) -> Any:
