@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from palimpsest.responder.logits import chosen_logits
+from palimpsest.training.head_loss import weighted_loss
 
 Schedule = Literal["constant", "linear", "cosine", "trapezoid"]
 
@@ -59,10 +59,7 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Weighted mean cross-entropy (nats per supervised token) of one batch, a scalar."""
     chosen = batch.weights != 0
     chosen[:, 0] = False
-    logits = chosen_logits(model, batch.input_ids, batch.attention_mask, chosen)
-    losses = nn.functional.cross_entropy(logits, batch.input_ids[chosen], reduction="none")
-    weights = batch.weights[chosen].float()
-    return (losses * weights).sum() / weights.sum().clamp_min(1e-8)
+    return weighted_loss(model, batch.input_ids, batch.attention_mask, chosen, batch.weights[chosen].float())
 
 
 def learning_rate_at(step: int, steps: int, lr: float, schedule: Schedule, warmup: int) -> float:
