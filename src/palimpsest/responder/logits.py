@@ -35,22 +35,29 @@ def chosen_logits(model: Any, input_ids: Tensor, attention_mask: Tensor | None, 
     return torch.cat(list(logits_in_pieces(model, input_ids, attention_mask, chosen, None)))
 
 
+def chosen_hidden(decoder: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, chosen: Tensor) -> Tensor:
+    """Hidden states (positions, width) from which the head predicts the `chosen` tokens; shapes as above."""
+    mask = None if attention_mask is None else attention_mask[:, :-1]
+    hidden = decoder(input_ids=input_ids[:, :-1], attention_mask=mask, use_cache=False).last_hidden_state
+    return hidden[chosen[:, 1:]]  # type: ignore[no-any-return]
+
+
 def logits_in_pieces(
     model: Any, input_ids: Tensor, attention_mask: Tensor | None, chosen: Tensor, values: int | None = PIECE
 ) -> Iterator[Tensor]:
     """`chosen_logits` piece by piece, each of at most `values` numbers, so that large vocabularies fit."""
-    inputs = input_ids[:, :-1]
-    mask = None if attention_mask is None else attention_mask[:, :-1]
-    wanted = chosen[:, 1:]
     parts = decoder_and_head(model)
     if parts is not None:
         decoder, head = parts
-        hidden = decoder(input_ids=inputs, attention_mask=mask, use_cache=False).last_hidden_state[wanted]
+        hidden = chosen_hidden(decoder, input_ids, attention_mask, chosen)
         vocabulary = int(getattr(head, "out_features", 0)) or int(head.weight.shape[0])  # type: ignore[index, union-attr]
         step = max(1, values // vocabulary) if values else max(1, len(hidden))
         for start in range(0, max(1, len(hidden)), step):
             yield head(hidden[start : start + step]).float()
         return
+    inputs = input_ids[:, :-1]
+    mask = None if attention_mask is None else attention_mask[:, :-1]
+    wanted = chosen[:, 1:]
     columns = wanted.any(dim=0).nonzero().squeeze(1)
     kept = model(input_ids=inputs, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
     if kept.shape[1] != columns.numel():  # an architecture that ignores logits_to_keep

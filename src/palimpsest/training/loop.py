@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from palimpsest.responder.logits import chosen_logits
 from palimpsest.training import distributed, sharding
+from palimpsest.training.head_loss import weighted_loss
 from palimpsest.training.stepper import Optimising, Stepper, training
 from palimpsest.training.team import Blueprint, Team, TrainingJob
 
@@ -73,12 +73,9 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Weighted mean cross-entropy (nats per supervised token), a scalar; of a part of a step, its share of it."""
     chosen = batch.weights != 0
     chosen[:, 0] = False
-    logits = chosen_logits(model, batch.input_ids, batch.attention_mask, chosen)
-    losses = nn.functional.cross_entropy(logits, batch.input_ids[chosen], reduction="none")
     weights = batch.weights[chosen].float()
-    if batch.totals is not None:
-        return (losses * weights).sum() / max(batch.totals[0], 1e-8)
-    return (losses * weights).sum() / weights.sum().clamp_min(1e-8)
+    total = None if batch.totals is None else batch.totals[0]
+    return weighted_loss(model, batch.input_ids, batch.attention_mask, chosen, weights, total)
 
 
 def parts_of_a_step(parts: Sequence[Batch]) -> list[Batch]:
