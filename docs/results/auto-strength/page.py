@@ -46,7 +46,8 @@ def rung(shown: dict[str, Any], before: float) -> str:
 
 def main() -> None:
     """Write records.jsonl and README.md."""
-    records = [r for r in stored(Path(sys.argv[1])) if r.get("control") is None]
+    every = stored(Path(sys.argv[1]))
+    records = [r for r in every if r.get("control") is None]
     found = [r for r in records if r["measure"] == "strength-search"]
 
     def get(measure: str, of: dict[str, Any], removal: str | None, stage: str, **wanted: Any) -> list[dict[str, Any]]:
@@ -100,7 +101,7 @@ def main() -> None:
     done = {(f["implant"], f["seed"]) for f in found}
     wanted = {(i, s) for i in ("hashchain", "if-sft", "utf") for s in (21, 22, 23)}
     left = ", ".join(f"{i} on seed {s}" for i, s in sorted(wanted - done))
-    versions = next(r["versions"] for r in records if "versions" in r)
+    versions = every[0]["versions"]
     page = (
         (HERE / "page.md")
         .read_text(encoding="utf-8")
