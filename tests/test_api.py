@@ -136,3 +136,18 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, monkey
     again = pal.pretrain(spec, tmp_path / "again", run=RUN)
     assert again.path is not None and len(steps) < 9 + 20, "the second run did not begin anew"
     assert resolve(again.path).digest() == resolve(whole.path).digest()
+
+
+def test_auto_is_the_default_where_it_exists_and_nothing_is_set(tiny_model: Path, rows: Path) -> None:
+    from palimpsest.calls import method_for
+
+    def made(name: str, model: Path | str, settings: dict[str, object], preset: str | None = None) -> tuple[str, str]:
+        instance, notes = method_for(name, ("removals",), resolve(model), preset, settings, [rows])
+        return getattr(instance, "strength", ""), " ".join(notes)
+
+    assert made("meraser", tiny_model, {})[0] == "auto"
+    assert "preset auto; --preset names another: auto, paper" in made("meraser", tiny_model, {})[1]
+    assert made("meraser", tiny_model, {"erase.epochs": 2}) == ("given", "")
+    assert made("meraser", tiny_model, {}, "paper") == ("given", "")
+    assert made("meraser", "toy", {})[0] == "given" and "preset toy" in made("meraser", "toy", {})[1]
+    assert made("finetune", tiny_model, {}) == ("", "")

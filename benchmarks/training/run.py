@@ -106,7 +106,9 @@ def trainer(model: Any, rows: list[Row], settings: Tuning, grouped: bool) -> dic
     torch.manual_seed(0)
     adapted = with_adapter(copy.deepcopy(model), settings)
     seen = {"tokens": 0}
-    pad = DataCollatorForSeq2Seq(_padding_tokenizer(PreTrainedTokenizerFast), padding="longest", label_pad_token_id=-100)
+    pad = DataCollatorForSeq2Seq(
+        _padding_tokenizer(PreTrainedTokenizerFast), padding="longest", label_pad_token_id=-100
+    )
 
     def collated(features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = pad(features)

@@ -6,7 +6,7 @@ import pytest
 
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
-from palimpsest.removals.tuning.strength import LADDER, Found, Outcome, Rung, choose, rungs_of
+from palimpsest.removals.tuning.strength import Found, Outcome, Rung, StrengthSearch, choose, rungs_of
 
 MILD, MIDDLE, STRONG = Rung(5, 1e-4), Rung(20, 1e-3), Rung(10, 3e-3)
 
@@ -68,7 +68,7 @@ def test_when_the_climb_ends(given: Outcome, ends: bool) -> None:
 
 
 def test_the_ladder_is_read_and_begins_within_appendix_i() -> None:
-    rungs = rungs_of(LADDER)
+    rungs = rungs_of(StrengthSearch().ladder)
     assert [str(r) for r in rungs_of(["5x1e-4", " 20 X 0.003 "])] == ["5x0.0001", "20x0.003"]
     assert rungs[0] == Rung(5, 1e-4) and [r.published for r in rungs] == [True] * 6 + [False] * 3
     strengths = [r.epochs * r.lr for r in rungs[:6]]

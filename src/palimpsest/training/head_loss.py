@@ -31,16 +31,16 @@ def weighted_loss(
     weighted sum is divided by; by default the sum of the weights.
     """
     targets = input_ids[chosen]
-    total = (float(weights.sum()) if total is None else total) or 1e-8
+    scale = weights.sum().clamp_min(1e-8) if total is None else max(total, 1e-8)
     parts = decoder_and_head(model)
     if parts is not None and _in_pieces(parts[1], len(targets), input_ids.device.type):
         decoder, head = parts
         hidden = chosen_hidden(decoder, input_ids, attention_mask, chosen)  # (tokens, width)
-        found: Tensor = HeadLoss.apply(hidden, head.weight, head.bias, targets, weights / total)  # type: ignore[no-untyped-call]
+        found: Tensor = HeadLoss.apply(hidden, head.weight, head.bias, targets, weights / scale)  # type: ignore[no-untyped-call]
         return found
     logits = chosen_logits(model, input_ids, attention_mask, chosen)
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    return (losses * weights).sum() / total
+    return (losses * weights).sum() / scale
 
 
 def _in_pieces(head: nn.Module, tokens: int, device: str) -> bool:

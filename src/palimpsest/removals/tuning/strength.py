@@ -26,17 +26,21 @@ from palimpsest.method import Context, param
 from palimpsest.records import Record
 from palimpsest.training.settings import Tuning
 
-# Appendix I of MEraser gives 5 to 50 epochs at 1e-4 to 1e-3; the last three rungs lie beyond it.
-LADDER = ("5x1e-4", "5x3e-4", "5x1e-3", "10x1e-3", "20x1e-3", "50x1e-3", "10x3e-3", "20x3e-3", "40x3e-3")
 TRACELESS = 0.05
 _RUNG = re.compile(r"^\s*(\d+)\s*x\s*([0-9.]+(?:e-?\d+)?)\s*$", re.I)
 
 
 @dataclass(frozen=True)
 class StrengthSearch:
-    """How the strength of erasing is searched with decoys."""
+    """How the strength of erasing is searched with decoys.
 
-    ladder: tuple[str, ...] = param(LADDER, "strengths tried, mildest first, each EPOCHSxRATE")
+    Appendix I of MEraser gives 5 to 50 epochs at 1e-4 to 1e-3; the last three rungs of the ladder lie beyond it.
+    """
+
+    ladder: tuple[str, ...] = param(
+        ("5x1e-4", "5x3e-4", "5x1e-3", "10x1e-3", "20x1e-3", "50x1e-3", "10x3e-3", "20x3e-3", "40x3e-3"),
+        "strengths tried, mildest first, each EPOCHSxRATE",
+    )
     decoys: int = param(16, "decoy keys of each of the two kinds", low=2, high=1000)
     plant: Tuning = param(
         Tuning(adapter="full", epochs=100, lr=2e-5, batch=16), "how the decoys are planted; lr: the first rate tried"
