@@ -61,6 +61,13 @@ def test_wrong_fields_are_refused_in_one_line(tmp_path: Path, change: dict[str, 
     assert expected in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_the_field_on_is_a_word_and_not_yaml_s_truth(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("models: [toy]\non: [tyo]\nimplants: [utf]\nmeasures: [hit-rate]\n")
+    with pytest.raises(BadInput, match=r"on\[0\]: there is no model 'tyo'; did you mean toy"):
+        load_spec(file)
+
+
 def test_files_that_are_no_study_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     for text, expected in (

@@ -153,11 +153,13 @@ def expanded(path: str) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML silently takes the last."""
+    """YAML that refuses a key given twice, where plain YAML silently takes the last, and keeps `on` a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:bool":  # YAML 1.1 reads the key `on` as true
+                key_node.tag = "tag:yaml.org,2002:str"
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str) and key in seen:
                 raise BadInput(f":{key_node.start_mark.line + 1}: {key!r} is given twice")
