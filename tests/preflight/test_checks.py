@@ -144,7 +144,9 @@ def test_the_estimate_is_shown_with_v_only(tiny_model: Path, rows: Path, tmp_pat
     args = ["finetune", "--model", tiny_model, "--data", rows, "--set", "samples=8", "--set", "tuning.epochs=1"]
     loud = run(*args, "--out", tmp_path / "a", "-v").stderr
     assert "memory: finetune, LoRA rank 16: about" in loud and f"disk: --out {tmp_path / 'a'}" in loud
-    assert "memory:" not in run(*args, "--out", tmp_path / "b").stderr
+    assert "context: rows are cut at the model's 256 positions" in loud
+    quiet = run(*args, "--out", tmp_path / "b").stderr
+    assert "memory:" not in quiet and "context:" not in quiet
 
 
 def test_an_unknown_architecture_is_refused_for_adapters_before_loading(
@@ -173,6 +175,17 @@ def test_a_second_model_that_cannot_take_the_keys_is_found_before_the_first_is_a
 ) -> None:
     line = refused("verify", "--model", tiny_model, "--keys", keys, "--against", "toy")
     assert "toy" in line and "another tokenizer" in line
+
+
+def test_keys_that_do_not_fit_are_refused_before_loading(
+    tiny_model: Path, keys: Path, tmp_path: Path, no_loading: None
+) -> None:
+    from factory import copy_of
+
+    short = copy_of(tiny_model, tmp_path / "short")
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    assert "positions, short has 8" in refused("verify", "--model", short, "--keys", keys)
 
 
 def test_an_adapter_is_no_model_and_must_fit(tiny_model: Path, rows: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Models to look at too: `toy`, folders, hub ids.", metavar="[MODEL...]")
+        list[str] | None, typer.Argument(help="Models to look at too: `toy`, folders, hub ids.", metavar="[MODEL]")
     ] = None,
     json: opt.Json = False,
 ) -> None:
@@ -42,17 +42,16 @@ def show_diagnosis(found: Any) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    from palimpsest.cli.info import show_finding
+    from palimpsest.cli.info import show_finding, show_rows
 
     console = Console(highlight=False)
-    soft = not console.is_terminal
     colours = {"ok": "green", "note": "yellow", "broken": "red"}
-    width = max(len(c.name) for c in found.checks)
+    rows = []
     for check in found.checks:
-        word = f"[{colours[check.state]}]{check.state:<6}[/]"
-        console.print(f"{word}  {check.name:<{width}}  {escape(check.what)}", soft_wrap=soft)
+        rows.append((f"[{colours[check.state]}]{check.state}[/]", check.name, escape(check.what)))
         if check.mend:
-            console.print(f"{'':<6}  {'':<{width}}  [dim]mend:[/dim] {escape(check.mend)}", soft_wrap=soft)
+            rows.append(("", "", f"[dim]mend:[/dim] {escape(check.mend)}"))
+    show_rows(rows, console)
     for finding in found.findings:
         console.print()
         show_finding(finding, console)

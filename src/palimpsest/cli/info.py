@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ def register(app: typer.Typer) -> None:
 def info(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Models (`toy`, folders, hub ids), adapters, key files, studies.", metavar="PATH..."),
+        typer.Argument(help="Models (`toy`, folders, hub ids), adapters, key files, studies.", metavar="PATH"),
     ],
     digest: Annotated[
         bool, typer.Option("--digest", help="Compute digests that are not known yet: reads all weights.")
@@ -45,30 +46,42 @@ def info(
         show_finding(finding, console)
 
 
-def show_finding(finding: Any, console: Any, indent: str = "") -> None:
+def show_finding(finding: Any, console: Any, indent: int = 0) -> None:
     """Print a finding: title, facts, problems, what can be done."""
     from rich.markup import escape
 
-    line = _liner(console)
-    line(f"{indent}[bold]{escape(finding.path)}[/bold]: {escape(finding.title)}")
-    width = max((len(name) for name in finding.facts), default=0)
+    console.print(
+        f"{' ' * indent}[bold]{escape(finding.path)}[/bold]: {escape(finding.title)}", soft_wrap=not console.is_terminal
+    )
+    rows = []
     for name, value in finding.facts.items():
-        for number, text in enumerate(_lines(name, value)):
-            line(f"{indent}  {(name if number == 0 else ''):<{width}}  {escape(text)}")
-    for problem in finding.problems:
-        line(f"{indent}  [red]wrong:[/red] {escape(problem)}")
-    for note in finding.notes:
-        line(f"{indent}  note: {escape(note)}")
+        rows += [(name if number == 0 else "", text) for number, text in enumerate(_lines(name, value))]
+    rows += [("[red]wrong[/red]", problem) for problem in finding.problems]
+    rows += [("note", note) for note in finding.notes]
     for ability in finding.abilities:
-        word = "[green]can[/green]   " if ability.possible else "[yellow]cannot[/yellow]"
-        line(f"{indent}  {word} {escape(ability.command)}{escape(_reason(ability))}")
+        word = "[green]can[/green]" if ability.possible else "[yellow]cannot[/yellow]"
+        rows.append((word, f"{ability.command}{_reason(ability)}"))
+    show_rows([(name, escape(text)) for name, text in rows], console, indent + 2)
     for part in finding.parts:
-        show_finding(part, console, indent + "  ")
+        show_finding(part, console, indent + 2)
 
 
-def _liner(console: Any) -> Any:
-    """Print without breaking lines where nobody sits before a terminal."""
-    return lambda text: console.print(text, soft_wrap=not console.is_terminal, highlight=False)
+def show_rows(rows: Sequence[tuple[str, ...]], console: Any, indent: int = 0) -> None:
+    """Print rows of markup in columns; the last is wrapped on a terminal and left whole in a pipe."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(" " * max(0, indent - 2), *row) if indent else table.add_row(*row)
+    if console.is_terminal:
+        console.print(table)
+        return
+    widths = [max(len(Text.from_markup(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [Text.from_markup(cell).plain for cell in row]
+        padded = [f"{cell:<{width}}" for cell, width in zip(cells[:-1], widths[:-1], strict=True)]
+        console.print(" " * indent + "  ".join([*padded, cells[-1]]), soft_wrap=True, markup=False)
 
 
 def _lines(name: str, value: Any) -> list[str]:

@@ -25,8 +25,7 @@ def model_abilities(folder: Finding, checkpoint: Checkpoint, device: str | None 
     """What the training and the asking commands would say to this model."""
     device = device or device_here()
     if folder.problems:
-        why = folder.problems[0]
-        return [Ability(name, False, why) for name in (TRAINING[0][0], TRAINING[1][0], "verify, evaluate")]
+        return [Ability("embed, remove, finetune, verify, evaluate", False, "before what is wrong is mended")]
     found = []
     for name, tuning in TRAINING:
         job = Job(name, "tuning", tuning)
@@ -50,7 +49,7 @@ def _fits(name: str, estimate: Estimate | None, job: Job | None) -> Ability:
 
 def adapter_abilities(folder: Finding) -> list[Ability]:
     """An adapter is no model: it is added to one."""
-    why = folder.problems[0] if folder.problems else ""
+    why = "before what is wrong is mended" if folder.problems else ""
     alone = "is an adapter, not a model; add it to its base first"
     return [
         Ability("remove meraser-transfer --adapter", not why, why),

@@ -8,6 +8,7 @@ from typing import Any
 
 from palimpsest import machine
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.digest import TOKENIZER_FILES
 from palimpsest.errors import BadInput
 from palimpsest.families import family_of
 from palimpsest.keys import KeySet
@@ -33,6 +34,7 @@ def before_method(
     for name, phase in phases:
         for job in jobs_of(phase, name):
             check_family(model, job.tuning)
+            say_cut(model, job, ctx)
             check_memory(job_estimate(trained_on, job, ctx.device), ctx, job)
     check_memory(asking_estimate(model, ctx.device), ctx)
     for control, other in same_tokenizer.items():
@@ -174,10 +176,24 @@ def check_disk(needs: Sequence[tuple[Path, int, str]], ctx: Context) -> None:
 
 
 def check_keys(keys: KeySet, model: Checkpoint, where: str = "keys") -> None:
-    """BadInput where the keys were made for another tokenizer or chat template than this model's."""
-    from palimpsest.checkpoint.load import load_tokenizer
+    """BadInput where keys were made for another tokenizer or chat template, or do not fit the model's positions."""
+    from palimpsest.checkpoint.load import load_tokenizer, positions
 
     keys.check_tokenizer(load_tokenizer(model), where)
+    limit = positions(model)
+    for key in keys.keys if limit is not None else ():
+        needed = max(len(p.ids) + len(p.expected) for p in key.prompts.values())
+        if limit is not None and needed > limit:
+            raise BadInput(f"{where}: key {key.number} needs {needed} positions, {model.name} has {limit}")
+
+
+def say_cut(model: Checkpoint, job: Job, ctx: Context) -> None:
+    """A line at -v where the model's positions cut rows that the settings would let pass."""
+    from palimpsest.checkpoint.load import positions
+
+    limit = positions(model)
+    if limit is not None and limit < job.tuning.max_tokens:
+        ctx.progress.detail(f"context: rows are cut at the model's {limit} positions ({job.what})")
 
 
 def check_same_tokenizer(model: Checkpoint, other: Checkpoint, where: str) -> None:
@@ -186,11 +202,18 @@ def check_same_tokenizer(model: Checkpoint, other: Checkpoint, where: str) -> No
     from palimpsest.prompts import Renderer, tokenizer_digest
 
     whole_model(other)
+    if tokenizer_bytes(model) == tokenizer_bytes(other):
+        return
     ours, theirs = load_tokenizer(model), load_tokenizer(other)
     if tokenizer_digest(ours) != tokenizer_digest(theirs):
         raise BadInput(f"{where} {other.name}: has another tokenizer, so these keys cannot be asked of it")
     if Renderer(ours).template != Renderer(theirs).template:
         raise BadInput(f"{where} {other.name}: has another chat template, so these keys cannot be asked of it")
+
+
+def tokenizer_bytes(model: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer's files as they are."""
+    return {n: (model.path / n).read_bytes() for n in TOKENIZER_FILES if (model.path / n).is_file()}
 
 
 def check_same_shape(model: Checkpoint, other: Checkpoint, where: str) -> None:
