@@ -121,6 +121,12 @@ def gpus() -> list[Gpu]:
     return found
 
 
+def shards() -> int:
+    """Over how many processes `accelerate launch` shards what is trained (FSDP); 1 where it does not."""
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return max(1, int(os.environ.get("WORLD_SIZE", "1"))) if sharded else 1
+
+
 def memory_of(device: str) -> Memory:
     """Memory of a device as torch names it: `cpu`, `cuda`, `cuda:1`."""
     if not device.startswith("cuda"):

@@ -18,7 +18,7 @@ from palimpsest.implants.fingerprints.hashchain import HashChain
 from palimpsest.machine import Gpu, Memory
 from palimpsest.method import Context
 from palimpsest.preflight import Job, estimate_memory, jobs_of, written_bytes
-from palimpsest.preflight.checks import advice_for, check_adapter, check_same_shape, too_large
+from palimpsest.preflight.checks import advice_for, check_adapter, check_same_shape, job_estimate, too_large
 from palimpsest.removals.tuning.meraser import MEraser, MEraserErase
 from palimpsest.removals.tuning.meraser_transfer import MEraserTransfer
 from palimpsest.training.settings import Tuning
@@ -233,6 +233,21 @@ def test_a_gpu_is_asked_for_its_own_memory_and_the_host_for_the_weights(
     assert too_large(estimate, "advice") is None
     have(monkeypatch, 100 * KIB)
     assert "on their way to the GPU" in str(too_large(estimate, "advice"))
+
+
+def test_what_is_sharded_is_asked_for_its_share(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    job = Job("erase", "erase", Tuning(adapter="full"))
+    whole = job_estimate(resolve(tiny_model), job, "cuda")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    replicated = job_estimate(resolve(tiny_model), job, "cuda")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    sharded = job_estimate(resolve(tiny_model), job, "cuda")
+    assert whole is not None and replicated is not None and sharded is not None
+    assert replicated.certain == whole.certain and sharded.certain == whole.certain // 4
+    assert whole.total - sharded.total == whole.certain - sharded.certain
+    have(monkeypatch, 8 * GIB)
+    monkeypatch.setattr(machine, "gpus", lambda: [Gpu(0, "Small", whole.certain // 2, whole.certain // 2, True)])
+    assert too_large(whole, "advice") is not None and too_large(sharded, "advice") is None
 
 
 def test_phases_and_outputs_of_methods_are_counted(tiny_model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def before_method(
             check_family(model, job.tuning)
             say_cut(model, job, ctx)
             check_memory(job_estimate(trained_on, job, ctx.device), ctx, job)
-    check_memory(asking_estimate(model, ctx.device), ctx)
+    judged_on = "cpu" if machine.shards() > 1 else ctx.device  # a sharded model is judged where process 0 keeps it
+    check_memory(asking_estimate(model, judged_on), ctx)
     for control, other in same_tokenizer.items():
         if other is not None:
             check_same_tokenizer(model, other, f"--{control.partition('-')[0]}")
@@ -103,7 +105,8 @@ def asking_estimate(model: Checkpoint, device: str) -> Estimate | None:
 def _estimate(model: Checkpoint, what: str, tuning: Tuning | None, device: str) -> Estimate | None:
     try:
         parameters = stored_parameters(model)
-        return estimate_memory(model.config, what, tuning, device=device, parameters=parameters)
+        found = estimate_memory(model.config, what, tuning, device=device, parameters=parameters)
+        return found if tuning is None else replace(found, shards=machine.shards())
     except BadInput:
         return None  # a config that lacks a number is for the loader to judge
 

@@ -39,7 +39,7 @@ class Estimate:
     """Bytes by what they are for. what: the work, in words. device: where they are taken.
 
     certain: what no setting of batch or length makes smaller. total: the peak. rough: the architecture is not in
-    the table, and Llama's habits were taken.
+    the table, and Llama's habits were taken. shards: processes that share weights and trained states.
     """
 
     what: str
@@ -47,16 +47,21 @@ class Estimate:
     dtype: str
     parts: dict[str, int] = field(default_factory=dict)
     rough: bool = False
+    shards: int = 1
 
     @property
     def certain(self) -> int:
         """Weights, gradients and the optimiser's state."""
+        return self._held // self.shards
+
+    @property
+    def _held(self) -> int:
         return self.parts.get("weights", 0) + self.parts.get("trained", 0)
 
     @property
     def total(self) -> int:
         """The peak."""
-        return sum(self.parts.values())
+        return sum(self.parts.values()) - self._held + self.certain
 
     def __str__(self) -> str:
         spent = ", ".join(f"{name} {in_words(size)}" for name, size in self.parts.items() if size)
