@@ -176,6 +176,7 @@ def test_pretraining_writes_a_folder_that_loads_and_is_the_same_for_the_same_see
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "palimpsest-probe.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
