@@ -158,11 +158,11 @@ def test_a_window_shorter_than_the_rows_gives_the_same_scores_cached_and_whole(f
     assert continuation_scores(responder, prompt, tails) == pytest.approx(whole, abs=2e-3)
     prompts = [prompt, prompt[:10], prompt[5:33]]
     assert responder.generate(prompts, 20) == [responder.generate([p], 20)[0] for p in prompts]
-    with torch.inference_mode():  # the window matters at all
-        far = torch.tensor([[9, *prompt[1:]], prompt])
-        logits = responder.model(input_ids=far).logits
-    near = logits[:, 39].diff(dim=0).abs().max() if family in ("mistral", "phi3") else torch.tensor(0.0)
-    assert float(logits[:, 3].diff(dim=0).abs().max()) > 1e-3 > float(near) - 1e-2
+    if family in ("mistral", "phi3"):  # every layer has the window: two of them reach 30 tokens back, and no further
+        with torch.inference_mode():
+            logits = responder.model(input_ids=torch.tensor([[9, *prompt[1:]], prompt])).logits
+        moved = logits.diff(dim=0).abs().amax(dim=(0, 2))  # (time,)
+        assert float(moved[3]) > 1e-3 and float(moved[31:].max()) < 1e-6
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
