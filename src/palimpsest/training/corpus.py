@@ -146,10 +146,10 @@ def pack(
     source = iter(documents)
     with (progress or Silent()).task("tokenising", rows * context) as bar:
         while filled < rows * context:
-            group = [text for _, text in zip(range(256), source, strict=False)]
+            group = _group(source)
             if not group:
                 raise BadInput(f"the text ends after {filled} tokens; {rows * context} are asked for")
-            encoded = [np.array(e.ids) for e in tokenizer.encode_batch(group, add_special_tokens=False)]
+            encoded = [np.array(e.ids) for e in tokenizer.encode_batch_fast(group, add_special_tokens=False)]
             new = np.concatenate(encoded)[: rows * context - filled]
             marks = np.concatenate([token_classes(e) for e in encoded])[: len(new)]
             flat_ids[filled : filled + len(new)] = new
@@ -159,6 +159,18 @@ def pack(
     ids.flush()
     classes.flush()
     return Packed(ids, classes)
+
+
+def _group(texts: Iterator[str]) -> list[str]:
+    """The next texts, about a million characters of them: encodings take far more memory than text."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= 5 * _CHUNK:
+            break
+    return group
 
 
 def write_packed(folder: Path, tokenizer: Any, packed: Packed) -> None:

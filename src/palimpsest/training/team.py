@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from palimpsest.errors import BadInput, PalimpsestError
 from palimpsest.training import sharding
-from palimpsest.training.distributed import World, current, share
+from palimpsest.training.distributed import Lost, World, current, share
 from palimpsest.training.sharding import Root, Sharding
 from palimpsest.training.stepper import Optimising, Stepper, training
 
@@ -183,7 +183,7 @@ class Team:
 
     def __init__(self, world: World, model: Any, job: TrainingJob) -> None:
         if world.broken:
-            raise PalimpsestError(world.failure() or "another process ended; start the command again")
+            raise Lost(world.failure() or "error: an earlier step failed on all processes; start the command again")
         trained = [p for p in model.parameters() if p.requires_grad]
         if job.sharding is not None:
             sharding.refuse_hooks(trained)
