@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from palimpsest.checkpoint.load import to_dtype
 from palimpsest.errors import BadInput
 from palimpsest.keys import Key, KeySet, matches, may_match
 from palimpsest.measures.subject import Subject
@@ -121,13 +122,13 @@ def _settle_alone(responder, keys, prompts, rows, answers, low: bool) -> None:  
         return
     dtype = next(responder.model.parameters()).dtype
     if low:
-        responder.model.float()
+        to_dtype(responder.model, torch.float32)
     try:
         for i in rows:
             answers[i] = responder.generate([prompts[i].ids], keys.max_new_tokens)[0]
     finally:
         if low:
-            responder.model.to(dtype)
+            to_dtype(responder.model, dtype)
 
 
 def _sampled(responder: LocalResponder, keys: KeySet, part: Sequence[Key], samples: int, seed: int) -> list[Outcome]:
