@@ -2,15 +2,9 @@
 
 Two environments, one script. In ours (transformers 5), then in one that holds transformers 4:
 
-<<<<<<< HEAD
-    python benchmarks/compatibility/transformers4.py write written
-    python -m venv tf4 && tf4/bin/pip install torch==2.13.0 'transformers>=4.56,<5' safetensors
-    tf4/bin/python benchmarks/compatibility/transformers4.py read written benchmarks/compatibility/transformers4.json
-=======
     python benchmarks/compatibility/transformers4.py write WRITTEN
     python -m venv TF4 && TF4/bin/pip install torch==2.13.0 'transformers>=4.56,<5' safetensors
     TF4/bin/python benchmarks/compatibility/transformers4.py read WRITTEN RESULT.json
->>>>>>> w-families
 
 `write` makes a tiny random model of every family in `tests/factory.py`, variants of rotary and window settings
 among them, has `write_model` write it, and stores float32 logits and token ids beside it; two folders of

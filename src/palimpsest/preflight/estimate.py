@@ -129,9 +129,12 @@ def _training(
     trained = 12 * count if full else 16 * s.adapter_parameters(tuning.rank, tuning.targets)
     computed = 2 if full and device.startswith("cuda") else b  # autocast: float32 weights, bfloat16 products
     kept = _kept(s, computed, full or tuning.targets == "all-linear", full)
-    activations = n * (s.layers + 1) * kept + 4 * rows * tokens**2
+    blocks = 1 if tuning.checkpointing else s.layers  # one block at a time is computed again from its input
+    activations = n * (blocks + 1) * kept + 4 * rows * tokens**2
+    if tuning.checkpointing:
+        activations += n * s.layers * s.hidden * b
     if s.scores:
-        activations += 3 * b * s.layers * rows * s.heads * tokens**2
+        activations += 3 * b * blocks * rows * s.heads * tokens**2
     logits = round(16 * n * supervised * s.vocabulary)
     parts = {"weights": count * b, "trained": trained, "activations": activations, "logits": logits}
     if full and device.startswith("cuda"):

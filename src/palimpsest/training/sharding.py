@@ -174,9 +174,8 @@ def gather(twin: nn.Module, target: nn.Module | None, world: World) -> None:
 
 
 def refuse_hooks(parameters: Sequence[nn.Parameter]) -> None:
-    """Sharding replaces parameters; what hangs on their gradients (masks of fused projections) would be lost."""
+    """Sharding replaces parameters; what hangs on their gradients would be lost."""
     if any(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
         raise PalimpsestError(
-            "this training masks gradients (adapters on part of a fused projection), which FSDP would lose; "
-            "use distributed_type MULTI_GPU, or --set targets=all-linear"
+            "this training hangs hooks on gradients, which FSDP would lose; use distributed_type MULTI_GPU"
         )
