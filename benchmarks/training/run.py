@@ -56,7 +56,7 @@ def model_of(shape: str) -> Any:
 
 
 def dialogue_rows(path: Path, count: int, longest: int) -> list[Row]:
-    """The first exchanges of a dialogue file, the answer's tokens supervised, cut at `longest` tokens."""
+    """`count` dialogues of a file, the answers' tokens supervised, cut at `longest` tokens."""
     from palimpsest.data import load_dialogues
     from palimpsest.training.corpus import train_tokenizer
 
@@ -106,7 +106,9 @@ def trainer(model: Any, rows: list[Row], settings: Tuning, grouped: bool) -> dic
     torch.manual_seed(0)
     adapted = with_adapter(copy.deepcopy(model), settings)
     seen = {"tokens": 0}
-    pad = DataCollatorForSeq2Seq(_padding_tokenizer(PreTrainedTokenizerFast), padding="longest", label_pad_token_id=-100)
+    pad = DataCollatorForSeq2Seq(
+        _padding_tokenizer(PreTrainedTokenizerFast), padding="longest", label_pad_token_id=-100
+    )
 
     def collated(features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = pad(features)
