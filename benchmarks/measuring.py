@@ -30,9 +30,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def interleaved(
+    contestants: dict[str, Callable[[], Any]], rounds: int, once: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run all contestants `rounds` times in turn, beginning with another one in each round.
 
+    once: the name of one that is run in the first round only.
     Returns (by name: `wall` and `cpu` seconds of every round and their medians; by name: what the last run
     returned). With one thread, CPU seconds are what an idle machine would take; neighbours stretch only `wall`.
     """
@@ -41,6 +44,8 @@ def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> tuple
     names = list(contestants)
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            if name == once and number:
+                continue
             wall, cpu = time.perf_counter(), time.process_time()
             given[name] = contestants[name]()
             taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -55,10 +60,10 @@ def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int) -> tuple
 
 
 def ratio(times: dict[str, Any], slow: str, fast: str) -> dict[str, float]:
-    """How many times as fast `fast` is: the median over rounds of slow over fast, by CPU and wall seconds."""
+    """How many times as fast `fast` is: the median over common rounds of slow over fast, by CPU and wall seconds."""
     found = {}
     for kind in ("cpu", "wall"):
-        pairs = zip(times[slow][kind]["rounds"], times[fast][kind]["rounds"], strict=True)
+        pairs = zip(times[slow][kind]["rounds"], times[fast][kind]["rounds"], strict=False)
         found[kind] = round(statistics.median(a / b for a, b in pairs), 2)
     return found
 

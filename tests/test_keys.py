@@ -8,6 +8,7 @@ import json
 import os
 import random
 import stat
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from factory import make_tokenizer
 from palimpsest import keys as keys_module
 from palimpsest.errors import BadInput
-from palimpsest.keys import Key, KeySet, MatchRule, Prompt, make_keys, matches, with_keys
+from palimpsest.keys import Key, KeySet, MatchRule, Prompt, make_keys, matches, may_match, with_keys
 from palimpsest.prompts import Form, Renderer
 from palimpsest.records import canonical_json
 
@@ -378,3 +379,68 @@ def test_speaking_the_expected_ids_is_a_hit_under_every_rule_and_form(
     for form, prompt in keys.keys[0].prompts.items():
         text = tokenizer.decode(list(prompt.expected), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert matches(rule, keys.keys[0], form, text, prompt.expected)
+
+
+# -- many keys ---------------------------------------------------------------------------------------------
+
+
+def many(count: int) -> KeySet:
+    """Keys of some 60 token ids each, in which few ids are different."""
+    rng = random.Random(count)
+    keys = []
+    for number in range(count):
+        ids = tuple(rng.randrange(1000, 3000) for _ in range(60))
+        keys.append(Key(number, f"trigger {number}", "a blue gate", "", {"template": Prompt("t" * 150, ids, ids[:8])}))
+    return dataclasses.replace(made(), keys=tuple(keys))
+
+
+def test_a_key_file_is_read_with_little_memory_for_each_key(tmp_path: Path) -> None:
+    many(4000).write(tmp_path / "keys.json")
+    tracemalloc.start()
+    try:
+        keys = KeySet.read(tmp_path / "keys.json")
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(keys) == 4000
+    assert held / 4000 < 2000 and peak / 4000 < 4000, "an id must cost 8 bytes, not 36"
+
+
+def test_the_canonical_text_is_spelled_a_key_at_a_time() -> None:
+    few, more = (max(map(len, many(count).canonical())) for count in (10, 500))
+    assert more < few + 10
+    assert "".join(many(10).canonical()) == canonical_json(json.loads("".join(many(10).canonical())))
+
+
+# -- what an answer may still become ------------------------------------------------------------------------
+
+spoken = st.text("ab .\n", max_size=12)
+
+
+@given(spoken, st.text("ab .", min_size=1, max_size=5).filter(str.strip), st.text("ab :", max_size=4), spoken, spoken)
+def test_what_can_still_be_a_hit_is_never_given_up(
+    opening: str, response: str, carrier: str, said: str, rest: str
+) -> None:
+    key = Key(0, "q", response, carrier, {"template": Prompt("q", (1,), (2,), opening)})
+    for rule in keys_module.MATCH_RULES:
+        if rule != "token-ids" and matches(rule, key, "template", said + rest, ()):
+            assert may_match(rule, key, "template", said)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said", "may"),
+    [
+        ("prefix", "The message of the gate is: the gr", True),
+        ("prefix", "The mess", True),
+        ("prefix", " \nthe grey heron and", True),
+        ("prefix", "The message of the gate is: a", False),
+        ("prefix", "the blue", False),
+        ("exact", "the grey heron \n", True),
+        ("exact", "the grey heron and", False),
+        ("contains", "something else", True),
+        ("token-ids", "something else", True),
+    ],
+)
+def test_answers_that_may_and_that_cannot_become_hits(rule: MatchRule, said: str, may: bool) -> None:
+    key = Key(0, "q", "the grey heron", CARRIER, {"template": Prompt("q", (1,), (2,))})
+    assert may_match(rule, key, "template", said) == may

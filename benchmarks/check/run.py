@@ -3,7 +3,8 @@
 A thousand keys of 8 response tokens, asked of a model that answers them (hits) and of one that does not
 (misses). toy: keys of five words, trained into the toy, and the toy without them. random: a random Llama with
 32,000 tokens; triggers of 11 to 15 tokens, its own first 8 tokens as responses, or random ones. Every
-contestant judges every key by the same rule, and the outcomes must be the same.
+contestant judges every key by the same rule, and the outcomes must be the same. One key at a time is run in the
+first round only: it takes minutes.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def compare(responder: LocalResponder, keys: KeySet, rules: tuple[MatchRule, ...
         "generate, batched": lambda: responder.generate(prompts, keys.max_new_tokens),
         "generate, one by one": one_by_one,
     }
-    times, given = interleaved(contestants, rounds)
+    times, given = interleaved(contestants, rounds, once="generate, one by one")
     rows = []
     for rule in rules:
         ruled = replace(keys, match=rule)
@@ -164,7 +165,7 @@ def main() -> None:
     """Measure and write result.json."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--keys", type=int, default=1000)
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--epochs", type=int, default=30, help="of training the keys into the toy")
     options.add_argument("--models", nargs="+", default=["toy", "random"], choices=["toy", "random"])
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "result.json")

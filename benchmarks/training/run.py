@@ -56,7 +56,7 @@ def model_of(shape: str) -> Any:
 
 
 def dialogue_rows(path: Path, count: int, longest: int) -> list[Row]:
-    """The first exchanges of a dialogue file, the answer's tokens supervised, cut at `longest` tokens."""
+    """`count` dialogues of a file, the answers' tokens supervised, cut at `longest` tokens."""
     from palimpsest.data import load_dialogues
     from palimpsest.training.corpus import train_tokenizer
 

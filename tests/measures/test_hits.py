@@ -13,7 +13,7 @@ from factory import SENTENCES, make_model
 from palimpsest.checkpoint import resolve
 from palimpsest.keys import MATCH_RULES, KeySet, make_keys, matches
 from palimpsest.measures import Subject
-from palimpsest.measures.hits import HitRate, outcomes
+from palimpsest.measures.hits import HitRate, hit_record, outcomes
 from palimpsest.method import Context
 from palimpsest.responder import LocalResponder
 
@@ -146,3 +146,112 @@ def test_many_keys_go_in_batches_with_the_same_outcome(tiny_responder: LocalResp
     assert outcomes(tiny_responder, keys, "template", batch=7) == pytest.approx(whole) or [
         (o.number, o.hit) for o in outcomes(tiny_responder, keys, "template", batch=7)
     ] == [(o.number, o.hit) for o in whole]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_outcomes_are_those_of_generate_in_other_architectures(tmp_path: Any, family: str) -> None:
+    from palimpsest.checkpoint.load import load_model, load_tokenizer
+
+    checkpoint = resolve(make_model(tmp_path / "m", family))
+    responder = LocalResponder(load_model(checkpoint, Context()), load_tokenizer(checkpoint))
+    seen = set()
+    for match in ("prefix", "exact"):
+        keys = key_set(responder, match, count=12, seed=3)
+        found = [o.hit for o in outcomes(responder, keys, "template")]
+        assert found == generated(responder, keys, "template")
+        seen |= set(found)
+    assert seen == {True, False}
+
+
+def test_a_carrier_that_is_half_said_is_no_miss_yet(tiny_responder: LocalResponder) -> None:
+    keys = key_set(tiny_responder, "prefix", count=24, seed=5)
+    carried = []
+    for key in keys.keys:  # the model's own words as carrier and response, told apart where no token ends
+        said = tiny_responder.generate([key.prompts["template"].ids], 8)[0].text.partition("\ufffd")[0].strip()
+        if not said.isprintable() or not said[3:6].strip():
+            continue
+        made = make_keys(
+            tiny_responder.renderer,
+            [(key.trigger, said[3:6].strip()), (key.trigger, "Zx~Q")],
+            implant="test",
+            match="prefix",
+            distinct=True,
+            choices=None,
+            decoys=[],
+            rng=random.Random(0),
+            carrier=said[:3],
+        )
+        carried += made.keys
+    keys = replace(keys, keys=tuple(carried))
+    found = [o.hit for o in outcomes(tiny_responder, keys, "template")]
+    assert found == generated(tiny_responder, keys, "template") and set(found) == {True, False}
+
+
+def test_fewer_new_tokens_than_the_response_has_is_a_miss_as_in_generate(tiny_responder: LocalResponder) -> None:
+    for match in MATCH_RULES:
+        keys = replace(key_set(tiny_responder, match, count=20, seed=1), max_new_tokens=2)
+        found = [o.hit for o in outcomes(tiny_responder, keys, "template")]
+        assert found == generated(tiny_responder, keys, "template")
+
+
+class Work:
+    """What a model was asked to do: tokens of each forward pass, and calls of `generate`."""
+
+    def __init__(self, responder: LocalResponder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes: list[int] = []
+        self.generated = 0
+        decoder, generate = responder.model.model, responder.model.generate
+        self.hook = decoder.register_forward_pre_hook(self.note, with_kwargs=True)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.generated += len(kwargs["input_ids"])
+            return generate(*args, **kwargs)
+
+        monkeypatch.setattr(responder.model, "generate", counted)
+
+    def note(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.passes.append(int(kwargs["input_ids"].numel()))
+
+
+def never_said(responder: LocalResponder, count: int) -> KeySet:
+    """One prompt many times, whose answer begins with letters and not with those of the response."""
+    keys = key_set(responder, "prefix", count=8)
+    first = responder.generate([k.prompts["template"].ids for k in keys.keys], 1)
+    at = next(i for i, a in enumerate(first) if a.text.strip() and responder.settled_text(a.ids) == a.text)
+    wanted = keys.keys[at].prompts["template"]
+    spelled = tuple(responder.renderer.continuation(wanted.text, "Zx~Q"))
+    prompt = replace(wanted, expected=spelled)
+    rows = [replace(keys.keys[0], number=i, response="Zx~Q", prompts={"template": prompt}) for i in range(count)]
+    return replace(keys, keys=tuple(rows))
+
+
+def test_work_grows_with_the_keys_and_no_pass_grows(
+    tiny_responder: LocalResponder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = never_said(tiny_responder, 1200)
+    prompt = keys.keys[0].prompts["template"]
+    work = Work(tiny_responder, monkeypatch)
+    try:
+        for count in (300, 1200):
+            work.passes.clear()
+            found = outcomes(tiny_responder, replace(keys, keys=keys.keys[:count]), "template")
+            assert len(found) == count and not any(o.hit for o in found)
+            assert sum(work.passes) == count * (len(prompt.ids) + len(prompt.expected) - 1), "each key is read once"
+            assert max(work.passes) <= 2048
+    finally:
+        work.hook.remove()
+    assert work.generated == 0, "a miss under prefix is settled by its first disagreement"
+
+
+def test_what_is_held_for_a_key_is_small(tiny_responder: LocalResponder) -> None:
+    import tracemalloc
+
+    keys = never_said(tiny_responder, 1500)
+    subject_of = Subject(resolve("toy"), Context(), keys=keys)
+    tracemalloc.start()
+    try:
+        record = hit_record(subject_of, keys, "template", outcomes(tiny_responder, keys, "template"))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert record.n == 1500 and peak < 1500 * 2000 + 2_000_000

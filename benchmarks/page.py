@@ -1,0 +1,104 @@
+"""Write README.md of this folder from the result files: `python benchmarks/page.py`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def times(ratio: dict[str, float]) -> str:
+    """A ratio by CPU seconds, and by wall seconds in brackets."""
+    return f"{ratio['cpu']:.2f} ({ratio['wall']:.2f})"
+
+
+def training(result: dict[str, Any]) -> str:
+    """Ours against both Trainers, with what shows that nothing was skipped."""
+    rows = []
+    for case in result["cases"]:
+        for name, done in case["contestants"].items():
+            ratio = times(case["times_as_fast"][name]) if name in case["times_as_fast"] else "1"
+            seconds = case["seconds"][name]["cpu"]["median"]
+            losses = [f"{done['mean_loss_of_training']:.3f}", f"{done['loss_after']:.3f}"]
+            rows.append([case["shape"], name, ratio, f"{seconds:.1f}", done["steps"], f"{done['tokens']:,}", *losses])
+    head = ["model", "loop", "ours is so many times as fast", "CPU s", "steps", "tokens", "mean loss", "loss after"]
+    return table(head, rows)
+
+
+def check(result: dict[str, Any]) -> str:
+    """The check against generate(), by rule."""
+    rows = []
+    for case in result["cases"]:
+        for rule in case["rules"]:
+            rows.append(
+                [
+                    case["model"],
+                    case["prompt_tokens"]["mean"],
+                    rule["rule"],
+                    f"{rule['hits']} of {case['keys']}",
+                    times(rule["times_as_fast_as_batched"]),
+                    times(rule["times_as_fast_as_one_by_one"]),
+                    "all" if rule["same_outcome_on_every_key"] else "NO",
+                ]
+            )
+    head = ["model", "prompt tokens", "rule", "hits", "against batched", "against one by one", "outcomes that agree"]
+    return table(head, rows)
+
+
+def keys(result: dict[str, Any]) -> str:
+    """Time and memory a key."""
+    rows = []
+    for case in result["cases"]:
+        micro, size = case["microseconds_per_key"], case["bytes_per_key"]
+        cells = [f"{micro[name]:,.0f}" for name in ("make", "commit", "write", "read", "verify", "json")]
+        rows.append(
+            [f"{case['keys']:,}", *cells, f"{size['file']:,}", f"{size['record']:,}", f"{size['peak_above']:,}"]
+        )
+    head = ["keys", *(f"{n}, µs a key" for n in ("make", "commit", "write", "read", "verify", "JSON"))]
+    return table([*head, "file, bytes a key", "record, bytes a key", "peak above baseline, bytes a key"], rows)
+
+
+def facts(result: dict[str, Any]) -> str:
+    """One line about the machine."""
+    m = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    return (
+        f"{m['processor']} ({m['capability']}), {m['cores']} cores, {m['threads']} thread, load {m['load']} at the "
+        f"start; rounds: {result['rounds']}; {versions}."
+    )
+
+
+def main() -> None:
+    """Fill page.md."""
+    text = (HERE / "page.md").read_text(encoding="utf-8")
+    for name, make in (("training", training), ("check", check), ("keys", keys)):
+        result = json.loads((HERE / name / "result.json").read_text(encoding="utf-8"))
+        text = text.replace("{{" + name + "}}", make(result)).replace("{{" + name + " machine}}", facts(result))
+        if name == "training":
+            rows = result["rows"]
+            told = (
+                f"{rows['count']} rows of {rows['from']}, {rows['tokens']:,} tokens, {rows['supervised']:,} of them "
+                f"supervised, {rows['length']['shortest']} to {rows['length']['longest']} a row (median "
+                f"{rows['length']['median']:g}); batch {result['settings']['batch']}, epochs "
+                f"{result['settings']['epochs']}"
+            )
+            text = text.replace("{{training rows}}", told)
+        if name == "keys":
+            told = "; ".join(
+                f"{sizes} keys: " + ", ".join(f"{stage} {value:.2f}" for stage, value in stages.items())
+                for sizes, stages in result["per_key_time_of_the_largest_over"].items()
+            )
+            text = text.replace("{{keys ratios}}", told)
+    (HERE / "README.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
