@@ -250,6 +250,12 @@ def test_what_is_sharded_is_asked_for_its_share(monkeypatch: pytest.MonkeyPatch,
     assert too_large(whole, "advice") is not None and too_large(sharded, "advice") is None
 
 
+def test_the_decoys_of_a_search_are_planted_jobs_too(tiny_model: Path) -> None:
+    erase, _ = MEraser.auto().steps()
+    settings = {job.setting: job.tuning.adapter for job in jobs_of(erase[1], erase[0])}
+    assert settings == {"erase": "lora", "recover": "lora", "search.plant": "full"}
+
+
 def test_phases_and_outputs_of_methods_are_counted(tiny_model: Path) -> None:
     model = resolve(tiny_model)
     phases = MEraser().steps()

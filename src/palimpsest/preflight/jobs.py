@@ -16,24 +16,29 @@ SMALL_FILES = 1 << 16  # config and lineage
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning phase. what: in words. setting: how `--set` calls its Tuning (`erase`, `tuning`)."""
+    """One fine-tuning phase. what: in words. setting: how `--set` calls its Tuning (`erase`, `search.plant`)."""
 
     what: str
     setting: str
     tuning: Tuning
 
 
-def jobs_of(instance: Any, name: str = "") -> list[Job]:
-    """The fine-tuning phases of a method instance: every field that is a Tuning."""
+def jobs_of(instance: Any, name: str = "", inside: str = "") -> list[Job]:
+    """The fine-tuning phases of a method instance: every field that is a Tuning, or that holds one.
+
+    inside: how `--set` calls the instance itself where it is a parameter of another, with its dot.
+    """
     own = name or _name(instance)
-    if not dataclasses.is_dataclass(instance):
+    if not dataclasses.is_dataclass(instance) or _unused(instance):
         return []
-    fields = [(f.name, getattr(instance, f.name)) for f in dataclasses.fields(instance)]
-    return [
-        Job(f"{own}{'' if field == 'tuning' else f' ({field})'}", field, value)
-        for field, value in fields
-        if isinstance(value, Tuning) and not _unused(instance)
-    ]
+    found = []
+    for field in dataclasses.fields(instance):
+        value, setting = getattr(instance, field.name), inside + field.name
+        if isinstance(value, Tuning):
+            found.append(Job(f"{own}{'' if setting == 'tuning' else f' ({setting})'}", setting, value))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, Checkpoint):
+            found += jobs_of(value, own, f"{setting}.")
+    return found
 
 
 def phases_of(instance: Any) -> list[tuple[str, Any]]:
