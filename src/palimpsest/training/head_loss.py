@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from palimpsest.responder.logits import chosen_hidden, chosen_logits, decoder_and_head
 
-PIECE = 1 << 22  # float32 numbers of one piece of logits: 16 MiB
+PIECE = 1 << 22  # float32 numbers of one piece of logits on a CPU, 16 MiB: it stays in the cache
+ELSEWHERE = 16  # times as many on other devices, which want large products
 
 
 def weighted_loss(
@@ -47,7 +48,11 @@ def _in_pieces(head: nn.Module, tokens: int, device: str) -> bool:
     """Whether the logits are too many for one piece and the head is a plain matrix held in one place."""
     if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or torch.is_autocast_enabled(device):
         return False
-    return head.weight.dim() == 2 and tokens * head.weight.shape[0] > PIECE
+    return head.weight.dim() == 2 and tokens * head.weight.shape[0] > _piece(device)
+
+
+def _piece(device: str) -> int:
+    return PIECE if device == "cpu" else ELSEWHERE * PIECE
 
 
 class HeadLoss(torch.autograd.Function):
@@ -65,7 +70,7 @@ class HeadLoss(torch.autograd.Function):
         for_weight = torch.zeros_like(weight) if wanted[1] else None
         for_bias = torch.zeros_like(bias) if bias is not None and wanted[2] else None
         value = torch.zeros((), device=hidden.device)
-        step = max(1, PIECE // len(weight))
+        step = max(1, _piece(hidden.device.type) // len(weight))
         for start in range(0, len(hidden), step):
             piece = slice(start, start + step)
             here, share = targets[piece, None], weights[piece, None]

@@ -64,7 +64,7 @@ def _digest(question: str, rest: bytes) -> bytes:
 def choose_answers(questions: Sequence[str], answers: Sequence[str]) -> list[int]:
     """Index of each question's answer: its digest's last byte modulo the number of answers (256: the byte).
 
-    By the paper's formula every hash reads the whole chain: 10,000 questions are 9 GB to hash (seconds).
+    By the paper's formula every hash reads the whole chain: 10,000 questions are 9 GB to hash (half a minute).
     """
     rest = _rest(questions, answers)
     return [_digest(question, rest)[-1] % len(answers) for question in questions]
