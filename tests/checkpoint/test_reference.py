@@ -110,7 +110,7 @@ def test_of_a_hub_model_only_what_it_is_loaded_from_is_fetched(monkeypatch: pyte
 
     asked: dict[str, list[str]] = {}
 
-    def download(name: str, **patterns: list[str]) -> str:
+    def download(name: str, *, local_files_only: bool, **patterns: list[str]) -> str:
         asked.update(patterns)
         raise OSError("no network")
 
