@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from palimpsest import registry
+from palimpsest import api, registry
 from palimpsest.cli import COMMANDS, app
+from palimpsest.errors import BadInput
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -31,6 +32,19 @@ def test_every_command_has_help(command: list[str]) -> None:
     assert result.exit_code == 0
     if command[0] not in ("study", "toy") or len(command) > 1:
         assert "Example: palimpsest" in result.output
+
+
+def test_pretrain_hands_on_what_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def pretrain(spec: str, out: Path, **options: Any) -> Any:
+        given.update(spec=spec, out=out, **options)
+        raise BadInput("that is all")
+
+    monkeypatch.setattr(api, "pretrain", pretrain)
+    run("pretrain", "real-text", "--out", "new", "--data", "corpora", "--tokenizer", "base", "--force", "--seed", "5")
+    assert (given["spec"], given["out"], given["data"]) == ("real-text", Path("new"), Path("corpora"))
+    assert given["tokenizer"] == Path("base") and given["force"] is True and given["run"].seed == 5
 
 
 def test_importing_help_and_methods_do_not_import_torch() -> None:

@@ -44,7 +44,14 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also estimates o
 _verbose = False
 
 
-def run_options(seed: int | None, device: str, threads: int | None, quiet: bool, as_json: bool, verbose: bool) -> Any:
+def run_options(
+    seed: int | None,
+    device: str,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,  # noqa: ARG001 (what a command prints at its end; every command hands on all that it shares)
+    verbose: bool,
+) -> Any:
     """The API's `Run` from the shared options."""
     global _verbose
     _verbose = verbose

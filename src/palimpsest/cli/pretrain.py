@@ -42,7 +42,6 @@ def pretrain(
     from palimpsest import api
     from palimpsest.cli.show import show_result
 
-    result = api.pretrain(
-        spec, out, data=data, force=force, run=opt.run_options(seed, device, threads, quiet, json, verbose)
-    )
+    run = opt.run_options(seed, device, threads, quiet, json, verbose)
+    result = api.pretrain(spec, out, data=data, tokenizer=tokenizer, force=force, run=run)
     show_result(result, json)
