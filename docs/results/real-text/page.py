@@ -1,70 +1,79 @@
-"""Write README.md of this folder from the records beside it: `python page.py`."""
+"""Write loss.svg and README.md of this folder from the records beside it: `python page.py`.
+
+training.json and unrelated.json are those of the two pretrained folders, base.json what `evaluate` printed.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 56, 40
 
 
-def records(name: str) -> list[dict[str, Any]]:
-    """Records of one command's `--json` output."""
-    return list(json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))["records"])
+def read(name: str) -> Any:
+    """A JSON file of this folder."""
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
 
 
-def cell(rows: list[dict[str, Any]], measure: str, **wanted: Any) -> str:
-    """The first fitting record's value with its count and interval."""
-    for r in rows:
-        if r["measure"] == measure and all(r.get(k) == v for k, v in wanted.items()):
-            if "count" in r:
-                return f"{r['count']} of {r['n']} ({100 * r['low']:.0f} to {100 * r['high']:.0f} %)"
-            if measure == "rank":
-                return f"{r['value']:g} of {r['detail']['decoys'] + 1} (p = {r['detail']['p']:.2g})"
-            return f"{r['value']:.3g} ({r['low']:.3g} to {r['high']:.3g})"
-    return ""
+def loss_svg(losses: list[list[float]], tokens: int) -> str:
+    """Training loss (nats a token, means of 25 steps) against millions of tokens."""
+    steps = losses[-1][0]
+    low, high = math.floor(2 * min(v for _, v in losses)) / 2, math.ceil(2 * max(v for _, v in losses)) / 2
+
+    def x(step: float) -> float:
+        return LEFT + step / steps * (WIDTH - LEFT - 10)
+
+    def y(value: float) -> float:
+        return 10 + (high - value) / (high - low) * (HEIGHT - BOTTOM - 10)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" font-family="sans-serif" '
+        f'font-size="12"><title>Training loss of the base</title><rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>'
+    ]
+    level = low
+    while level <= high:
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y(level) + 4:.1f}" text-anchor="end">{level:g}</text>')
+        level += 1
+    for million in range(0, round(tokens / 1e6) + 1, 4):
+        at = x(million * 1e6 / tokens * steps)
+        parts.append(f'<text x="{at:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{million}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 5}" text-anchor="middle">million tokens</text>')
+    line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in losses)
+    parts.append(f'<polyline fill="none" stroke="#1f5fa8" stroke-width="1.5" points="{line}"/></svg>')
+    return "\n".join(parts) + "\n"
+
+
+def perplexity(task: str) -> str:
+    """Perplexity of the base on a side, with its interval."""
+    r = next(r for r in read("base.json")["records"] if r["measure"] == "perplexity" and r["task"] == task)
+    return f"{r['value']:.1f} ({r['low']:.1f} to {r['high']:.1f}; {r['detail']['bits_per_byte']:.2f} bits per byte)"
 
 
 def main() -> None:
-    """Print the page into README.md."""
-    base, embedded = records("base"), records("embed")
-    stages = {"fingerprinted": ("verify-marked", "evaluate-marked"), "erased": ("verify-erased", "evaluate-erased"),
-              "recovered": ("verify-recovered", "evaluate-recovered")}  # fmt: skip
-    clean = records("clean")
-    names = ["base", *stages, "clean pairs in the erase phase"]
-    table: list[tuple[str, list[str]]] = []
-    for form in ("template", "bare", "prefilled", "sampled"):
-        row = [cell(embedded, "hit-rate", prompt_form=form, control="clean-base")]
-        row += [cell(records(v), "hit-rate", prompt_form=form, control=None) for v, _ in stages.values()]
-        table.append((f"FSR, {form}", [*row, cell(clean, "hit-rate", prompt_form=form)]))
-    ranks = [cell(records(v), "rank") for v, _ in stages.values()]
-    table.append(("median rank of the true answer", ["", *ranks, cell(clean, "rank")]))
-    for task, what in (("neutral", "perplexity, held-out books"), ("dialogue", "perplexity, Guanaco answers")):
-        row = [cell(base, "perplexity", task=task)]
-        row += [cell(records(e), "perplexity", task=task) for _, e in stages.values()]
-        table.append((what, [*row, ""]))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [f"| {what} | " + " | ".join(values) + " |" for what, values in table]
-    verdicts = [
-        f"- {stage}: **{r['verdict']}**. {r['reason']}"
-        for stage, (v, _) in stages.items() for r in records(v) if r["measure"] == "ownership"
-    ]  # fmt: skip
-    costs = [
-        f"- {r['task']}: {r['tokens']:,} tokens, {r['seconds']:.0f} s"
-        for name in ("erase", "recover", "clean") for r in records(name) if r["measure"] == "training"
-    ]  # fmt: skip
-    training = json.loads((HERE / "training.json").read_text(encoding="utf-8"))
-    curve = training["losses"][:: max(1, len(training["losses"]) // 10)]
-    parts = (HERE / "page.md").read_text(encoding="utf-8")
+    """Write both files."""
+    base, other = read("training.json"), read("unrelated.json")
+    (HERE / "loss.svg").write_text(loss_svg(base["losses"], base["tokens"]), encoding="utf-8")
     filled = {
-        "table": "\n".join(lines), "verdicts": "\n".join(verdicts), "costs": "\n".join(costs),
-        "tokens": f"{training['tokens']:,}", "minutes": f"{training['seconds'] / 60:.0f}",
-        "curve": ", ".join(f"{loss:.2f}" for _, loss in curve), "commands": (HERE / "run.sh").read_text().strip(),
-    }  # fmt: skip
+        "tokens": f"{base['tokens']:,}",
+        "hours": f"{base['seconds'] / 3600:.2f}",
+        "first": f"{base['losses'][0][1]:.2f}",
+        "last": f"{base['losses'][-1][1]:.2f}",
+        "unrelated_tokens": f"{other['tokens']:,}",
+        "unrelated_hours": f"{other['seconds'] / 3600:.2f}",
+        "neutral": perplexity("neutral"),
+        "dialogue": perplexity("dialogue"),
+        "findings": (HERE / "findings.md").read_text(encoding="utf-8").strip(),
+        "commands": (HERE / "run.sh").read_text(encoding="utf-8").strip(),
+    }
+    page = (HERE / "page.md").read_text(encoding="utf-8")
     for name, text in filled.items():
-        parts = parts.replace("{{" + name + "}}", text)
-    (HERE / "README.md").write_text(parts, encoding="utf-8")
+        page = page.replace("{{" + name + "}}", text)
+    (HERE / "README.md").write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
