@@ -255,3 +255,22 @@ def test_what_is_held_for_a_key_is_small(tiny_responder: LocalResponder) -> None
     finally:
         tracemalloc.stop()
     assert record.n == 1500 and peak < 1500 * 2000 + 2_000_000
+
+
+def test_a_near_tie_is_looked_at_alone_and_generated_only_where_it_stays_one(
+    tiny_responder: LocalResponder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from palimpsest.measures import hits
+
+    keys = key_set(tiny_responder, "token-ids", count=12)
+    expected = generated(tiny_responder, keys, "template")
+    monkeypatch.setattr(hits, "NEAR_TIE", 100.0)  # every row is a near tie in the batch
+    for alone, asked in ((0.0, 0), (100.0, 12)):
+        monkeypatch.setattr(hits, "NEAR_TIE_ALONE", alone)
+        with monkeypatch.context() as patch:
+            work = Work(tiny_responder, patch)
+            try:
+                assert [o.hit for o in outcomes(tiny_responder, keys, "template")] == expected
+            finally:
+                work.hook.remove()
+        assert work.generated == asked

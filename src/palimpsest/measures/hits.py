@@ -22,9 +22,11 @@ from palimpsest.method import Context, method, param
 from palimpsest.prompts import FORMS, Form
 from palimpsest.records import Record
 from palimpsest.responder import Generated, LocalResponder
+from palimpsest.responder.local import Forced
 from palimpsest.statistics import hit_interval
 
 NEAR_TIE = 1e-3  # nats; batching and padding move float32 log-probabilities by about 1e-5
+NEAR_TIE_ALONE = 1e-4  # a row alone and unpadded: only the cache of `generate()` may still move it
 NEAR_TIE_LOW_PRECISION = 0.1
 
 
@@ -68,14 +70,20 @@ def _greedy(responder: LocalResponder, keys: KeySet, part: Sequence[Key], form: 
     answers: list[Generated | None] = [None] * len(part)
     going_on: list[int] = []
     alone: list[int] = []
-    for i, (prompt, scored) in enumerate(zip(prompts, forced, strict=True)):
-        agreed = _agreement(scored.greedy, prompt.expected)
-        if not responder.plain_greedy or min(scored.margin[: agreed + 1], default=1.0) < tie:
+    plain = responder.plain_greedy
+    for i, prompt in enumerate(prompts):
+        agreed, lead = _agreement(forced[i], prompt.expected)
+        near = lead < tie
+        if near and plain and not low:  # one pass over this row alone costs less than generating it
+            forced[i] = responder.force([prompt.ids], [prompt.expected])[0]
+            agreed, lead = _agreement(forced[i], prompt.expected)
+            near = lead < NEAR_TIE_ALONE
+        if near or not plain:
             alone.append(i)
         elif agreed == len(prompt.expected) <= keys.max_new_tokens and keys.match != "exact":
             answers[i] = responder.spell(list(prompt.expected))
         elif keys.match == "token-ids":
-            answers[i] = Generated(scored.greedy[: keys.max_new_tokens], "")
+            answers[i] = Generated(forced[i].greedy[: keys.max_new_tokens], "")
         else:
             going_on.append(i)
     _go_on(responder, keys, form, part, forced, going_on, answers)
@@ -88,9 +96,11 @@ def _greedy(responder: LocalResponder, keys: KeySet, part: Sequence[Key], form: 
     return results
 
 
-def _agreement(greedy: Sequence[int], expected: Sequence[int]) -> int:
-    """How many leading tokens agree."""
-    return next((i for i, (a, b) in enumerate(zip(greedy, expected, strict=True)) if a != b), len(expected))
+def _agreement(forced: Forced, expected: Sequence[int]) -> tuple[int, float]:
+    """How many leading tokens agree, and the least lead in nats up to and with the first that does not."""
+    differing = (i for i, (a, b) in enumerate(zip(forced.greedy, expected, strict=True)) if a != b)
+    agreed = next(differing, len(expected))
+    return agreed, min(forced.margin[: agreed + 1], default=1.0)
 
 
 def _go_on(responder, keys, form, part, forced, rows, answers) -> None:  # type: ignore[no-untyped-def]
@@ -102,7 +112,7 @@ def _go_on(responder, keys, form, part, forced, rows, answers) -> None:  # type:
     starts: dict[int, list[int]] = {}
     budgets: dict[int, list[int]] = {}
     for i in rows:
-        agreed = _agreement(forced[i].greedy, prompts[i].expected)
+        agreed, _ = _agreement(forced[i], prompts[i].expected)
         start = [*prompts[i].expected[:agreed], *forced[i].greedy[agreed : agreed + 1]][: keys.max_new_tokens]
         ended = len(start) >= keys.max_new_tokens or (start and start[-1] in responder.ends)
         if ended or not may_match(keys.match, part[i], form, responder.settled_text(start)):

@@ -15,7 +15,7 @@ from palimpsest.responder.spelling import SettledText
 
 Ids = Sequence[int]
 CACHED_TOKENS = 2048  # a forced pass has nothing to keep: pieces that stay in a CPU's cache are the faster ones
-CACHED_LOGITS = 1 << 22  # float32 numbers, 16 MiB
+CACHED_LOGITS = 1 << 23  # float32 numbers, 32 MiB
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,15 @@ class LocalResponder:
             padded = lengths[rows[0]] < width  # rows are sorted: without a mask attention is plainly causal
             moved = ids.to(self.device), mask.to(self.device) if padded else None, chosen.to(self.device)
             for logits in logits_in_pieces(self.model, *moved, CACHED_LOGITS if on_cpu else PIECE):
-                # (some of all continuations' tokens, vocabulary)
-                here = targets[len(spoken) : len(spoken) + len(logits)]
-                spoken += (logits.gather(1, here[:, None]).squeeze(1) - logits.logsumexp(dim=-1)).tolist()
-                best = logits.max(dim=-1)
-                second = logits.scatter_(1, best.indices[:, None], -math.inf).amax(dim=-1)
-                first += best.indices.tolist()
-                lead += (best.values - second).tolist()
+                here = targets[len(spoken) : len(spoken) + len(logits), None]
+                best = logits.argmax(dim=-1, keepdim=True)  # of logits: (some of the tokens, vocabulary)
+                logits = logits.sub_(logits.gather(1, best))  # in place: these logits are nobody else's
+                true = logits.gather(1, here)
+                second = logits.scatter_(1, best, -math.inf).amax(dim=-1)
+                mass = logits.exp_().sum(dim=-1, keepdim=True) + 1  # the best one's own is exp(0)
+                spoken += (true - mass.log()).squeeze(1).tolist()
+                first += best.squeeze(1).tolist()
+                lead += (-second).tolist()
             at = 0
             for row in rows:
                 end = at + len(continuations[row])
