@@ -185,6 +185,7 @@ def test_folders_of_something_else_and_runs_beside_are_refused(tmp_path: Path) -
 
 def test_records_are_there_while_the_study_still_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "KEEP_UP_SECONDS", 0.0)
+    monkeypatch.setattr(run, "KEEP_UP_PAUSES", 0.0)  # else a slow disk leaves writings out
     seen: list[int] = []
     true_write = Store.write_records
 

@@ -33,7 +33,8 @@ from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store, take_samples, write_secret_lines
 
 WEIGHTS = {"transform": 6.0, "adapter": 6.0, "measure": 1.0, "keys": 0.2}  # rough shares of the time
-KEEP_UP_SECONDS = 60.0
+KEEP_UP_SECONDS = 60.0  # between two writings of the records while the study runs
+KEEP_UP_PAUSES = 50.0  # and at least so many times what the last writing took
 IMPLANT_WEIGHT = 20.0  # embedding goes on until it took
 
 
@@ -147,7 +148,7 @@ class _Runner:
         if started >= self.due:
             self.store.write_records(assemble(self.plan, self.store))
             now = time.monotonic()
-            self.due = now + max(KEEP_UP_SECONDS, 50 * (now - started))
+            self.due = now + max(KEEP_UP_SECONDS, KEEP_UP_PAUSES * (now - started))
 
     def _one(self, step: Step) -> None:
         missing = [p for p in step.parents if self.store.state(p) != "done"]
