@@ -33,6 +33,7 @@ __all__ = [
     "finetune",
     "info",
     "list_methods",
+    "merge",
     "pretrain",
     "remove",
     "run_study",
@@ -181,6 +182,35 @@ def remove(
                 if verify_phase:
                     records += Answers().take(subject, ctx)
     return Result(complete(records, ctx), out, None, notes)
+
+
+def merge(
+    method: str,
+    models: Sequence[str | Path | Checkpoint | tuple[str | Path | Checkpoint, float]],
+    out: str | Path,
+    *,
+    base: str | Path | Checkpoint | None = None,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+    run: Run = DEFAULT_RUN,
+) -> Result:
+    """Merge models into the new checkpoint `out`, tensor by tensor: no model is ever held in memory.
+
+    models: each a reference, `(reference, weight)`, or text `reference:weight`. settings: parameters of the method;
+    a list of numbers is a gradient over the layers, `[{"filter": ..., "value": ...}]` differs by tensor.
+    """
+    from palimpsest.merging.folder import merge_to_folder
+    from palimpsest.merging.request import MergeRequest, Part, weighted
+
+    out = Path(out)
+    check_target(out, force)
+    parts = tuple(Part(resolve(reference), own) for reference, own in (weighted(m) for m in models))
+    request = MergeRequest(
+        method, parts, None if base is None else resolve(base), dict(settings or {}), seed=run.seed or 0
+    )
+    with run.context() as ctx:
+        merged = merge_to_folder(request, out, ctx, force=force)
+    return Result(path=out, notes=merged.notes)
 
 
 def finetune(

@@ -25,6 +25,7 @@ COMMANDS = (
     "embed",
     "verify",
     "remove",
+    "merge",
     "finetune",
     "pretrain",
     "evaluate",

@@ -1,0 +1,220 @@
+"""What a merge method is: passes over one tensor, chunk by chunk, so that no whole tensor is ever held.
+
+A method's `passes(tensor)` is a generator. Each `yield` asks for a pass over all chunks of the tensor and gets
+its result back; what it returns makes one chunk of the merged tensor. A method that needs nothing of the whole
+tensor ends with `return at_once(function)`. Norms, dot products and thresholds are thus computed first, and the
+weights are read again for the last pass: reading twice costs less than holding a tensor of a billion numbers.
+
+    def passes(self, tensor):
+        products = yield Sum(lambda chunk: gram(chunk.models))       # (models, models), float64
+        first, second = factors(products, self.t)
+        return lambda chunk: first * chunk.models[0] + second * chunk.models[1]
+
+`merge_tensors` runs a method on tensors in memory: the pure function, for tests and for small things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from palimpsest.errors import BadInput
+
+CHUNK = 1 << 18  # numbers: small enough for the caches of a core, large enough that calls cost little
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """What a method may know of a tensor before it reads it.
+
+    shape: of the merged tensor. seed: of the run; random methods draw from (seed, name, model, position).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    models: int
+    has_base: bool = True
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def row(self) -> int:
+        """Numbers in a row: the last dimension; a tensor of one dimension is one row."""
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclass
+class Chunk:
+    """A stretch of one tensor in all models, flat and in float32, in whatever they are stored.
+
+    models: in the order of the merge, each (n,). base: (n,) or None. first: position of the first number in the
+    flattened tensor. number: of this chunk, from 0.
+    """
+
+    tensor: TensorFacts
+    models: list[Tensor]
+    base: Tensor | None
+    first: int = 0
+    number: int = 0
+    _deltas: list[Tensor] | None = None
+
+    @property
+    def deltas(self) -> list[Tensor]:
+        """Task vectors: each model minus the base, each (n,)."""
+        if self._deltas is None:
+            assert self.base is not None  # the method says that it needs one
+            self._deltas = [m - self.base for m in self.models]
+        return self._deltas
+
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return self.models[0].numel() if self.models else 0
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A pass whose results, float64 tensors of one shape, are added up in the order of the chunks."""
+
+    of: Callable[[Chunk], Tensor]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """A pass whose results come back as a list in the order of the chunks."""
+
+    of: Callable[[Chunk], Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A look at about `count` numbers, in short runs spread evenly over the tensor, as one chunk.
+
+    Only for functions of single numbers: a run is not a row, and its `first` means nothing.
+    """
+
+    of: Callable[[Chunk], Any]
+    count: int = 1 << 16
+
+
+Pass = Sum | Gather | Sample
+Apply = Callable[[Chunk], Tensor]
+Passes = Generator[Pass, Any, Apply]
+
+
+def at_once(apply: Apply) -> Passes:
+    """The passes of a method that needs nothing of the whole tensor."""
+    return apply
+    yield  # makes this a generator
+
+
+class MergeMethod:
+    """A merge method: a frozen dataclass of its parameters, and what it does to one tensor.
+
+    base: whether it `needs` the models' common base, takes it as `origin` where it is given, counts it as the first of
+    its models (`model`), or takes `none`. fewest, most: how many models, with the base where it counts as one.
+    by_rows: whether chunks must hold whole rows. Parameters typed `tuple[float, ...]` have a value for each model.
+    """
+
+    base: ClassVar[Literal["needs", "origin", "model", "none"]] = "none"
+    fewest: ClassVar[int] = 1
+    most: ClassVar[int | None] = None
+    by_rows: ClassVar[bool] = False
+
+    def passes(self, tensor: TensorFacts) -> Passes:
+        """The passes over one tensor."""
+        raise NotImplementedError
+
+
+def per_model(values: Sequence[float], count: int, name: str) -> list[float]:
+    """One value for each model; a single value stands for all. Raises BadInput for another number of them."""
+    if len(values) == 1:
+        return [float(values[0])] * count
+    if len(values) != count:
+        raise BadInput(f"{name}: {len(values)} values for {count} models; give one for each, or one for all")
+    return [float(v) for v in values]
+
+
+def chunk_bounds(tensor: TensorFacts, by_rows: bool, size: int = CHUNK) -> list[tuple[int, int]]:
+    """(first, end) of the chunks: equal stretches of whole rows where rows fit, or where the method needs them."""
+    row = max(1, tensor.row)
+    step = max(1, size // row) * row if row <= size or by_rows else size
+    return [(at, min(at + step, tensor.count)) for at in range(0, tensor.count, step)]
+
+
+def merge_tensors(
+    method: Any,
+    models: Sequence[Tensor],
+    base: Tensor | None = None,
+    *,
+    name: str = "tensor",
+    seed: int = 0,
+    size: int = CHUNK,
+) -> Tensor:
+    """Merge tensors of one shape that are in memory; the result is float32."""
+    shape = tuple((models[0] if models else base).shape)  # type: ignore[union-attr]
+    facts = TensorFacts(name, shape, len(models), base is not None, seed)
+    flat = [m.reshape(-1).float() for m in models]
+    flat_base = None if base is None else base.reshape(-1).float()
+
+    def read(first: int, end: int, number: int) -> Chunk:
+        part = None if flat_base is None else flat_base[first:end]
+        return Chunk(facts, [m[first:end] for m in flat], part, first, number)
+
+    bounds = chunk_bounds(facts, method.by_rows, size)
+    program = method.passes(facts)
+    answer: Any = None
+    while True:
+        try:
+            wanted = program.send(answer)
+        except StopIteration as stopped:
+            apply = stopped.value
+            break
+        if isinstance(wanted, Sample):
+            answer = wanted.of(read(0, facts.count, 0))
+        else:
+            answer = combined(wanted, [wanted.of(read(a, b, i)) for i, (a, b) in enumerate(bounds)])
+    out = torch.empty(facts.count)
+    for number, (first, end) in enumerate(bounds):
+        out[first:end] = apply(read(first, end, number))
+    return out.reshape(shape)
+
+
+def combined(wanted: Pass, results: list[Any]) -> Any:
+    """The result of a pass from those of its chunks, in their order."""
+    if isinstance(wanted, Sum):
+        return torch.stack([r.cpu() for r in results]).sum(0) if results else torch.zeros(())
+    return results
+
+
+def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Sum of weight times vector, in the vectors' dtype."""
+    total = vectors[0] * weights[0]
+    for vector, weight in zip(vectors[1:], weights[1:], strict=True):
+        total.add_(vector, alpha=weight)
+    return total
+
+
+def gram(vectors: Sequence[Tensor]) -> Tensor:
+    """Dot products of all pairs, (vectors, vectors) in float64: runs of 1,024 in float32, then float64."""
+    count, run = vectors[0].numel(), 1024
+    whole = count // run * run
+    out = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for i, first in enumerate(vectors):
+        for j, second in enumerate(vectors[: i + 1]):
+            value = 0.0
+            if whole:
+                parts = torch.linalg.vecdot(first[:whole].view(-1, run), second[:whole].view(-1, run))
+                value = float(parts.sum(dtype=torch.float64))
+            if whole < count:
+                value += float(torch.dot(first[whole:].double(), second[whole:].double()))
+            out[i, j] = out[j, i] = value
+    return out

@@ -1,0 +1,35 @@
+"""Random draws that depend on (seed, tensor, model, position) alone, and not on threads, shards or chunk size.
+
+The generator is Philox 4x64-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011), counter-based
+and free of known defects (it passes BigCrush), in NumPy's implementation. The key is made of seed, tensor name
+and model by SHA-256; the counter is the position: each step of it gives eight draws of 32 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+_PER_STEP = 8  # draws of 32 bits that one step of the counter gives: four words of 64 bits
+FULL = 1 << 32
+
+
+def draws(seed: int, tensor: str, model: int, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    """Uniform 32-bit draws for positions `first` to `first + count` of a tensor: (count,) uint32."""
+    name = hashlib.sha256(f"{seed}\0{tensor}\0{model}".encode()).digest()
+    step, skip = divmod(first, _PER_STEP)
+    steps = -(-(skip + count) // _PER_STEP)
+    generator = np.random.Philox(key=np.frombuffer(name[:16], np.uint64), counter=[step, 0, 0, 0])
+    words = np.asarray(generator.random_raw(4 * steps), dtype="<u8")
+    return words.view("<u4")[skip : skip + count]
+
+
+def kept(
+    seed: int, tensor: str, model: int, first: int, count: int, share: float
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which positions a Bernoulli draw of probability `share` keeps (to 2**-32): (count,) bool."""
+    level = round(share * FULL)
+    if level >= FULL:
+        return np.ones(count, dtype=np.bool_)
+    return draws(seed, tensor, model, first, count) < np.uint32(level)

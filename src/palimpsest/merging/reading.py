@@ -1,0 +1,169 @@
+"""Weights of one tensor as the engine reads them: bounded stretches, from a whole model or from an adapter on its base.
+
+Stretches are read with preadv into buffers of the worker; nothing is mapped, since mapped pages count as resident.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from palimpsest.checkpoint.files import TensorInfo
+from palimpsest.errors import BadInput
+
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED_NAMES = {dtype: name for name, dtype in STORED.items()}
+
+
+class Files:
+    """Open files, each opened once; reading at a place needs no lock."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, file: Path, start: int, into: memoryview, what: str) -> None:
+        """Fill `into` from byte `start`. Raises BadInput where the file ends before."""
+        handle = self._open.get(file)
+        if handle is None:
+            with self._lock:
+                handle = self._open.get(file)
+                if handle is None:
+                    handle = self._open[file] = os.open(file, os.O_RDONLY)
+        done = 0
+        while done < len(into):
+            got = os.preadv(handle, [into[done:]], start + done)
+            if got == 0:
+                raise BadInput(f"{file}: is truncated inside tensor {what}")
+            done += got
+
+    def close(self) -> None:
+        """Close them all."""
+        with self._lock:
+            for handle in self._open.values():
+                os.close(handle)
+            self._open.clear()
+
+
+class Buffers:
+    """One worker's memory for raw bytes: a buffer for each place, grown to the largest stretch it held."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[int, bytearray] = {}
+
+    def view(self, place: int, size: int) -> memoryview:
+        """`size` bytes of the buffer of a place; what it held is gone."""
+        if len(self._bytes.get(place, b"")) < size:
+            self._bytes[place] = bytearray(size)
+        return memoryview(self._bytes[place])[:size]
+
+
+class Source(Protocol):
+    """A tensor of one model, of `shape`, in `dtype` where it is stored."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
+        """Numbers `first` to `end` of the flattened tensor: (end - first,) float32, of its own memory."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file. `model` is what messages call it."""
+
+    info: TensorInfo
+    model: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what it is stored."""
+        return STORED[self.info.dtype]
+
+    def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
+        """Numbers `first` to `end`, (end - first,) float32. Raises BadInput for one that is not finite."""
+        width = self.dtype.itemsize
+        raw = buffers.view(place, (end - first) * width)
+        files.read(self.info.file, self.info.start + first * width, raw, self.info.name)
+        numbers = torch.frombuffer(raw, dtype=self.dtype)
+        found = numbers.float() if self.dtype != torch.float32 else numbers.clone()
+        check_finite(found, first, self.model, self.info.name)
+        return found
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of another source, in an order: row i of this is row `rows[i]` of it, or of `instead` where that is -1.
+
+    For vocabularies that differ: rows of an embedding follow the tokens of the merged model.
+    """
+
+    source: Source
+    rows: Sequence[int]
+    instead: Sequence[Source]  # the mean of these where the source has no such row, at the same row as asked for
+    instead_rows: Sequence[Sequence[int]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As many rows as asked for."""
+        return (len(self.rows), *self.source.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the source."""
+        return self.source.dtype
+
+    def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
+        """Numbers `first` to `end`, whole rows or parts of them."""
+        width = torch.Size(self.source.shape[1:]).numel()
+        out = torch.empty(end - first)
+        row, done = first // width, 0
+        while done < end - first:
+            start = (first + done) % width
+            count = min(width - start, end - first - done)
+            out[done : done + count] = self._row(row, start, start + count, files, buffers, place)
+            done, row = done + count, row + 1
+        return out
+
+    def _row(self, row: int, start: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
+        width = torch.Size(self.source.shape[1:]).numel()
+
+        def part(source: Source, at: int) -> Tensor:
+            return source.read(at * width + start, at * width + end, files, buffers, place)
+
+        if self.rows[row] >= 0:
+            return part(self.source, self.rows[row])
+        there = [
+            part(source, rows[row])
+            for source, rows in zip(self.instead, self.instead_rows, strict=True)
+            if rows[row] >= 0
+        ]
+        return torch.stack(there).mean(0)
+
+
+def check_finite(numbers: Tensor, first: int, model: str, tensor: str) -> None:
+    """BadInput that names model, tensor and position where a number is NaN or infinite."""
+    if torch.isfinite(numbers.sum()):
+        return
+    bad = (~torch.isfinite(numbers)).nonzero().flatten()
+    if bad.numel():  # else only the sum was too large for float32
+        value = float(numbers[bad[0]])
+        raise BadInput(
+            f"{model}: tensor {tensor} holds {value} at position {first + int(bad[0])}; a merge would spread it"
+        )
