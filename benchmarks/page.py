@@ -66,6 +66,20 @@ def keys(result: dict[str, Any]) -> str:
     return table([*head, "file, bytes a key", "record, bytes a key", "peak above baseline, bytes a key"], rows)
 
 
+def bound(result: dict[str, Any]) -> str:
+    """Misses of the toy by rule in the table's run, and in a later one with the bound on further tokens."""
+    later = json.loads((HERE / "check" / "with-bound.json").read_text(encoding="utf-8"))
+
+    def shown(run: dict[str, Any]) -> str:
+        rules = next(c for c in run["cases"] if (c["model"], c["case"]) == ("toy", "misses"))["rules"]
+        cells = [f"{r['times_as_fast_as_batched']['cpu']:.2f} under `{r['rule']}`" for r in rules]
+        return f"{', '.join(cells)} (load {run['machine']['load']} at the start)"
+
+    same = all(r["same_outcome_on_every_key"] for c in later["cases"] for r in c["rules"])
+    agree = "all outcomes those of `generate()`" if same else "NOT all outcomes those of `generate()`"
+    return f"misses of the toy were {shown(result)}, and with the bound {shown(later)}, {agree}"
+
+
 def facts(result: dict[str, Any]) -> str:
     """One line about the machine."""
     m = result["machine"]
@@ -91,6 +105,19 @@ def main() -> None:
                 f"{result['settings']['epochs']}"
             )
             text = text.replace("{{training rows}}", told)
+        if name == "check":
+            ratios = {
+                (case["model"], "hits" if rule["hits"] else "misses", rule["rule"]): rule["times_as_fast_as_batched"]
+                for case in result["cases"]
+                for rule in case["rules"]
+            }
+            below = [
+                f"{model}, {case} under `{rule}`: {ratio['cpu']:.2f}"
+                for (model, case, rule), ratio in ratios.items()
+                if round(ratio["cpu"], 2) < 1.5
+            ]
+            told = f"{len(ratios) - len(below)} of {len(ratios)} rows; below it are {'; '.join(below)}"
+            text = text.replace("{{check goal}}", told).replace("{{check bound}}", bound(result))
         if name == "keys":
             told = "; ".join(
                 f"{sizes} keys: " + ", ".join(f"{stage} {value:.2f}" for stage, value in stages.items())

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from palimpsest.statistics import clopper_pearson
 
 HERE = Path(__file__).parent
 KEPT = ("measure", "value", "count", "n", "low", "high", "confidence", "sided", "stage", "implant", "prompt_form")
@@ -44,6 +47,84 @@ def rung(shown: dict[str, Any], before: float) -> str:
     return f"{shown['hits_erased']} → {shown['hits']}; {shown['perplexity'] / before:.2f}"
 
 
+def of(count: int, n: int) -> str:
+    """A count with its exact interval: "2 of 9 (3 to 60 %)"."""
+    interval = clopper_pearson(count, n)
+    return f"{count} of {n} ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
+
+
+def between(values: list[float], form: str) -> str:
+    """Least and greatest."""
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
+def name_of(strength: dict[str, Any]) -> str:
+    """A strength as the ladder writes it: 20x0.001."""
+    return f"{strength['epochs']}x{strength['lr']:g}"
+
+
+def told(found: list[dict[str, Any]], get: Any, records: list[dict[str, Any]], ratios: list[float]) -> dict[str, str]:
+    """What reading.md speaks of, counted over the cells (one mark on one seed each)."""
+    judged = {(r["implant"], r["seed"]) for r in records if r["measure"] == "removal" and r.get("removal") == "auto"}
+    ratios = [r for f, r in zip(found, ratios, strict=True) if (f["implant"], f["seed"]) in judged]
+    found = [f for f in found if (f["implant"], f["seed"]) in judged]
+    n = len(found)
+    first = [next(s for s in f["detail"]["rungs"] if s["hits_erased"] == 0) for f in found]
+    back = [s["hits"] for s in first if s["hits"]]
+    taken = [{s["rung"]: s for s in f["detail"]["rungs"]}[name_of(f["detail"])] for f in found]
+    silent = [(s, f) for s, f in zip(taken, found, strict=True) if s.get("hits") == 0]
+    costs = [s["perplexity"] / f["detail"]["perplexity_before"] for s, f in silent]
+    unsilenced = [
+        f"{f['implant']} on seed {f['seed']}" for s, f in zip(taken, found, strict=True) if s.get("hits") != 0
+    ]
+    strengths = Counter(f"{f['detail']['epochs']} epochs at {f['detail']['lr']:g}" for f in found)
+
+    def answered(removal: str, forms: tuple[str, ...]) -> int:
+        """Cells in which any key is answered after the recovery under any of the forms."""
+        return sum(
+            any(h["count"] for form in forms for h in get("hit-rate", f, removal, "recovered", prompt_form=form))
+            for f in found
+        )
+
+    def mean(f: dict[str, Any], removal: str) -> float:
+        return statistics.mean(r["value"] for r in get("accuracy", f, removal, "recovered"))
+
+    def verdicts(removal: str) -> str:
+        given = Counter(r["verdict"] for r in records if r["measure"] == "removal" and r.get("removal") == removal)
+        return ", ".join(f"{count} {verdict}" for verdict, count in given.most_common())
+
+    forms = ("template", "bare", "prefilled", "sampled")
+    return {
+        "cells": str(n),
+        "back": of(len(back), n),
+        "back_range": between(back, "d") if back else "none",
+        "first_rungs": ", ".join(sorted({s["rung"] for s in first})),
+        "met": of(sum(f["detail"]["met"] for f in found), n),
+        "taken_perplexity": between(costs, ".1f"),
+        "silent": of(len(silent), n),
+        "unsilenced": ", ".join(unsilenced) or "none",
+        "strengths": ", ".join(f"{name} ({count})" for name, count in strengths.most_common()),
+        "auto_verdicts": verdicts("auto"),
+        "fixed_verdicts": verdicts("fixed"),
+        "auto_template": of(answered("auto", ("template",)), n),
+        "fixed_template": of(answered("fixed", ("template",)), n),
+        "auto_any": of(answered("auto", forms), n),
+        "fixed_any": of(answered("fixed", forms), n),
+        "better": str(sum(mean(f, "auto") > mean(f, "fixed") for f in found)),
+        "accuracy_auto": between([100 * mean(f, "auto") for f in found], ".0f"),
+        "accuracy_fixed": between([100 * mean(f, "fixed") for f in found], ".0f"),
+        "ratios": between(ratios, ".1f"),
+        "first_ranked": str(sum(r["value"] <= 2 for f in found for r in get("rank", f, "auto", "recovered"))),
+        "dialogue_lower": str(
+            sum(
+                get("perplexity", f, "auto", "recovered", task="dialogue")[0]["value"]
+                < get("perplexity", f, "fixed", "recovered", task="dialogue")[0]["value"]
+                for f in found
+            )
+        ),
+    }
+
+
 def main() -> None:
     """Write records.jsonl and README.md."""
     every = stored(Path(sys.argv[1]))
@@ -60,6 +141,7 @@ def main() -> None:
         ]
 
     rungs = list(dict.fromkeys(s["rung"] for f in found for s in f["detail"]["rungs"]))
+    ratios: list[float] = []
     ladder = [row(["mark", "seed", *rungs, "taken"]), row(["---"] * (len(rungs) + 3))]
     costs = [row(["mark", "seed", "planting", "whole search", "the run itself", "fixed", "search / run"])]
     costs.append(row(["---"] * 7))
@@ -75,6 +157,7 @@ def main() -> None:
             for removal in ("auto", "fixed")
         }
         own = tokens["auto"] - f["tokens"]
+        ratios.append(f["tokens"] / own)
         costs.append(
             row([f["implant"], str(f["seed"]), f"{detail['planting']['tokens']:,}", f"{f['tokens']:,}", f"{own:,}",
                  f"{tokens['fixed']:,}", f"{f['tokens'] / own:.1f}"])
@@ -110,7 +193,10 @@ def main() -> None:
             ladder="\n".join(ladder),
             marks="\n".join(marks),
             costs="Tokens trained (recovery included in both runs).\n\n" + "\n".join(costs),
-            reading=(HERE / "reading.md").read_text(encoding="utf-8").strip(),
+            reading=(HERE / "reading.md")
+            .read_text(encoding="utf-8")
+            .strip()
+            .format(**told(found, get, records, ratios)),
             versions=", ".join(f"{k} {v}" for k, v in sorted(versions.items())),
         )
     )
