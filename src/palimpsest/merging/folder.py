@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from palimpsest.checkpoint import Checkpoint, lineage
-from palimpsest.checkpoint.load import complete_config, copy_tokenizer
-from palimpsest.checkpoint.output import new_folder
+from palimpsest.checkpoint.load import complete_config
+from palimpsest.checkpoint.output import is_full_disk, new_folder
+from palimpsest.errors import BadInput
+from palimpsest.merging.adapter_merge import merge_adapters
 from palimpsest.merging.engine import run_jobs
 from palimpsest.merging.plan import Plan, make_plan
-from palimpsest.merging.request import MergeRequest
+from palimpsest.merging.request import MergeRequest, check_out
+from palimpsest.merging.tokens import chosen_template, write_tokenizer
 from palimpsest.merging.writing import LARGEST_SHARD, Shards
 from palimpsest.method import Context
 
@@ -44,17 +47,28 @@ def merge_to_folder(
     digests: whether the lineage names the parents' digests (which reads them once more unless they are known).
     Raises BadInput for whatever does not fit, before anything is written where headers tell it.
     """
+    if request.parts:
+        check_out(request, out)
+    if request.parts and request.only_adapters:
+        return _adapters_to_folder(request, out, force, digests)
     plan = make_plan(request)
+    template = chosen_template(request.chat_template, [p.tokenizer for p in request.parts])
     with new_folder(out, force) as folder:
         started = time.monotonic()
-        _write_weights(request, plan, folder, ctx, largest_shard)
+        try:
+            _write_weights(request, plan, folder, ctx, largest_shard)
+        except OSError as error:
+            if is_full_disk(error):
+                raise
+            where = error.filename or out
+            raise BadInput(f"{where}: {error.strerror or error}; nothing was written") from error
         seconds = time.monotonic() - started
         _write_config(request.outline, plan, folder)
-        copy_tokenizer(request.outline.path, folder)
-        if (request.outline.path / "generation_config.json").is_file():
-            shutil.copyfile(request.outline.path / "generation_config.json", folder / "generation_config.json")
-        parents = {role: model.digest() for role, model in _roles(request)} if digests else {}
-        lineage.write(folder, request.outline.chain(), f"merge {request.method}", parents)
+        write_tokenizer(plan.vocabulary.folder, folder, plan.vocabulary.added, template)
+        said = [f / "generation_config.json" for f in (plan.vocabulary.folder, request.outline.path)]
+        if (found := next((f for f in said if f.is_file()), None)) is not None:
+            shutil.copyfile(found, folder / found.name)
+        _write_lineage(request, folder, digests)
     return Merged(
         Checkpoint(out.absolute(), out.name),
         len(plan.jobs),
@@ -63,6 +77,15 @@ def merge_to_folder(
         seconds,
         plan.notes,
     )
+
+
+def _adapters_to_folder(request: MergeRequest, out: Path, force: bool, digests: bool) -> Merged:
+    with new_folder(out, force) as folder:
+        started = time.monotonic()
+        tensors, read, written, notes = merge_adapters(request, folder)
+        seconds = time.monotonic() - started
+        _write_lineage(request, folder, digests)
+    return Merged(Checkpoint(out.absolute(), out.name), tensors, read, written, seconds, [*request.notes, *notes])
 
 
 def _write_weights(request: MergeRequest, plan: Plan, folder: Path, ctx: Context, largest: int) -> None:
@@ -92,7 +115,14 @@ def _write_config(outline: Checkpoint, plan: Plan, folder: Path) -> None:
     complete_config(folder)
 
 
+def _write_lineage(request: MergeRequest, folder: Path, digests: bool) -> None:
+    parents = {role: model.digest() for role, model in _roles(request)} if digests else {}
+    lineage.write(folder, request.outline.chain(), f"merge {request.method}", parents)
+
+
 def _roles(request: MergeRequest) -> list[tuple[str, Checkpoint]]:
     """What the lineage calls each parent."""
     named = [(f"model-{i}", p.model) for i, p in enumerate(request.parts, 1)]
-    return [*named, *([("base", request.base)] if request.base is not None else [])]
+    grounds = [(f"model-{i}-on", p.on) for i, p in enumerate(request.parts, 1) if p.on not in (None, request.base)]
+    base = [("base", request.base)] if request.base is not None else []
+    return [*named, *((role, model) for role, model in grounds if model is not None), *base]

@@ -1,0 +1,127 @@
+"""From words to a request: references with weights, `WHOLE+ADAPTER`, settings, tensors to copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from palimpsest import registry
+from palimpsest.checkpoint import Checkpoint, resolve
+from palimpsest.errors import BadInput, nearest
+from palimpsest.merging.parameters import from_words, own_settings
+from palimpsest.merging.request import VOCABULARIES, Adapters, Copy, MergeRequest, Part
+from palimpsest.method import spoken
+
+Reference = str | Path | Checkpoint
+_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
+_DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def read_request(
+    method: str,
+    models: Sequence[Reference | tuple[Reference, float]],
+    *,
+    base: Reference | None = None,
+    settings: Mapping[str, Any] | None = None,
+    copies: Sequence[str] = (),
+    dtype: str | None = None,
+    vocabulary: str = "same",
+    adapters: str = "delta",
+    seed: int = 0,
+) -> MergeRequest:
+    """The request that a call or a command line makes. Raises BadInput for words that stand for nothing."""
+    cls = registry.find(method, "merges")
+    chosen_vocabulary = one_of("--vocabulary", vocabulary, VOCABULARIES)
+    chosen_adapters: Adapters = one_of("--adapters", adapters, ("delta", "factor"))
+    stored = None if dtype is None else read_dtype(dtype, "--dtype")
+    shared = from_words(settings or {})
+    whole = None if base is None else resolve(base)
+    given = [weighted(m) for m in models]
+    parts = [read_part(reference, whole) for reference, _ in given]
+    own = own_settings(shared, [settings for _, settings in given], per_model(cls))
+    made = tuple(Part(p.model, s, p.on) for p, s in zip(parts, own, strict=True))
+    if whole is not None and whole.is_adapter:
+        raise BadInput(f"--base {base}: is an adapter; the base is a whole model")
+    return MergeRequest(
+        method,
+        made,
+        whole,
+        shared,
+        copies=tuple(_copy(c, made, whole) for c in copies),
+        dtype=stored,
+        vocabulary=chosen_vocabulary,
+        adapters=chosen_adapters,
+        seed=seed,
+    )
+
+
+def per_model(cls: Any) -> set[str]:
+    """Parameters that have a value for each model."""
+    hints = get_type_hints(cls)
+    return {spoken(f.name) for f in fields(cls) if hints[f.name] == tuple[float, ...]}
+
+
+def one_of(option: str, value: str, valid: Sequence[str]) -> Any:
+    """The value itself. Raises BadInput where it is none of the valid ones."""
+    if value not in valid:
+        raise BadInput(f"{option} {value}: is not valid{nearest(value, valid, 'value')}")
+    return value
+
+
+def read_dtype(said: str, where: str) -> str:
+    """A dtype that is stored. Raises BadInput for another."""
+    name = str(said).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise BadInput(f"{where} {said}: cannot be stored{nearest(name, _DTYPES, 'dtype')}")
+    return _DTYPES[name]
+
+
+def weighted(given: Any) -> tuple[Reference, dict[str, Any]]:
+    """(reference, its own settings) of `reference`, `(reference, weight)`, or text `reference:weight`.
+
+    A folder whose name ends like a weight is that folder.
+    """
+    if isinstance(given, tuple):
+        reference, weight = given
+        return reference, {"weight": float(weight)}
+    if isinstance(given, str) and not Path(given).is_dir():
+        reference, colon, weight = given.rpartition(":")
+        try:
+            return (reference, {"weight": float(weight)}) if colon else (given, {})
+        except ValueError:
+            return given, {}  # `toy:unrelated`, or a path
+    return given, {}
+
+
+def read_part(reference: Reference, base: Checkpoint | None) -> Part:
+    """A model, an adapter (of `base` where there is one), or `WHOLE+ADAPTER`. Raises BadInput."""
+    text = str(reference)
+    if isinstance(reference, str) and "+" in text and not Path(text).is_dir():
+        whole, _, adapter = text.partition("+")
+        ground, model = resolve(whole), resolve(adapter)
+        if ground.is_adapter or not model.is_adapter:
+            raise BadInput(f"{text}: a reference with a + is WHOLE+ADAPTER, a whole model and a LoRA adapter of it")
+        return Part(model, on=ground)
+    model = resolve(reference)
+    return Part(model, on=base if model.is_adapter else None)
+
+
+def _copy(said: str, parts: Sequence[Part], base: Checkpoint | None) -> Copy:
+    """`PATTERN` of the base or first model, or `PATTERN=MODEL`, where MODEL is one that takes part."""
+    pattern, equals, reference = said.partition("=")
+    if not pattern or (equals and not reference):
+        raise BadInput(f"--copy {said!r}: expected PATTERN, or PATTERN=MODEL")
+    first = None if base is not None else 0
+    if not equals:
+        return Copy(pattern, first)
+    known: dict[str, int | None] = {} if base is None else {base.name: None, str(base.path): None}
+    for number, part in reversed(list(enumerate(parts))):
+        known |= {part.model.name: number, str(part.model.path): number}
+    path = str(Path(reference).absolute())
+    for name in (reference, path):
+        if name in known:
+            return Copy(pattern, known[name])
+    names = [p.model.name for p in parts] + ([base.name] if base is not None else [])
+    raise BadInput(f"--copy {said}: {reference} is none of the models{nearest(reference, names, 'model')}")
