@@ -202,9 +202,9 @@ def combined(wanted: Pass, results: list[Any]) -> Any:
     return results
 
 
-def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Sum of weight times vector, (n,); it takes the place of the first vector."""
-    total = vectors[0].mul_(weights[0])
+def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
+    """Sum of weight times vector, (n,), in `out` where it is given (which may be the first vector)."""
+    total = torch.mul(vectors[0], weights[0], out=out)
     for vector, weight in zip(vectors[1:], weights[1:], strict=True):
         total.add_(vector, alpha=weight)
     return total

@@ -28,7 +28,7 @@ class TaskArithmetic(MergeMethod):
         def apply(chunk: Chunk) -> Tensor:
             assert chunk.base is not None
             # The same without the differences: one model at weight 1 comes out bit by bit.
-            return weighted_sum([chunk.base, *chunk.models], [1.0 - sum(weights), *weights])
+            return weighted_sum([chunk.base, *chunk.models], [1.0 - sum(weights), *weights], chunk.base)
 
         return at_once(apply)
 
