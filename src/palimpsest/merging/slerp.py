@@ -30,7 +30,7 @@ class Slerp(MergeMethod):
         products = yield Sum(lambda chunk: gram(chunk.models))
         cosine = _cosine(products[0, 1].item(), products[0, 0].item(), products[1, 1].item())
         weights = slerp_weights(cosine, self.t, self.dot_threshold)
-        return lambda chunk: weighted_sum(chunk.models, weights)
+        return lambda chunk: weighted_sum(chunk.models, weights, chunk.models[0])
 
 
 def _cosine(dot: float, first: float, second: float) -> float:

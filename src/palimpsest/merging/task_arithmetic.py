@@ -27,7 +27,8 @@ class TaskArithmetic(MergeMethod):
 
         def apply(chunk: Chunk) -> Tensor:
             assert chunk.base is not None
-            return chunk.base + weighted_sum(chunk.deltas, weights)
+            # The same without the differences: one model at weight 1 comes out bit by bit.
+            return weighted_sum([chunk.base, *chunk.models], [1.0 - sum(weights), *weights], chunk.base)
 
         return at_once(apply)
 
