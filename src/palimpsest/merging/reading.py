@@ -187,7 +187,7 @@ class Rows:
 
 def _runs(rows: RowNumbers) -> Iterator[tuple[int, int, int]]:
     """(place, row, count) of the stretches in which rows follow each other; those below 0 left out."""
-    ends = [*(np.flatnonzero((np.diff(rows) != 1) | (rows[1:] < 0)) + 1).tolist(), len(rows)]
+    ends = [*(np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1).tolist(), len(rows)]
     begin = 0
     for end in ends:
         if end > begin and rows[begin] >= 0:
