@@ -108,7 +108,8 @@ def _write_weights(request: MergeRequest, plan: Plan, folder: Path, ctx: Context
 
 
 def _write_config(outline: Checkpoint, plan: Plan, folder: Path) -> None:
-    config = dict(outline.config) | plan.config
+    gone = {n for n, value in plan.config.items() if value is None}
+    config = {n: v for n, v in (dict(outline.config) | plan.config).items() if n not in gone}
     if "torch_dtype" in config and "dtype" in config:
         config["torch_dtype"] = config["dtype"]
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -132,6 +132,8 @@ class Maker:
         if raw is not None:
             facts = TensorFacts(wanted, raw.shape, 0)
             return Job(stored, facts, copied=raw), Slot(stored, raw.dtype, raw.shape, raw.end - raw.start)
+        if info.dtype not in STORED:
+            raise BadInput(f"{model.name}: tensor {info.name} holds whole numbers ({info.dtype}) for each token")
         source = source or model.source(name)
         facts = TensorFacts(wanted, source.shape, 1, False)
         job = Job(stored, facts, _Take(), [source], None, STORED[info.dtype])

@@ -30,7 +30,10 @@ _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 
 @dataclass
 class Plan:
-    """Jobs in the order they are stored, what changes in the configuration, and what a person should know."""
+    """Jobs in the order they are stored, what changes in the configuration, and what a person should know.
+
+    config: new values by name; None takes the name out.
+    """
 
     jobs: list[Job] = field(default_factory=list)
     slots: list[Slot] = field(default_factory=list)
@@ -75,7 +78,7 @@ def make_plan(request: MergeRequest) -> Plan:
         _check_copied(copy.pattern, plan)
         donor = outline if copy.part is None else weights[copy.part]
         if copy.part is not None and any(n.startswith(("classifier", "score")) for n in _named(copy.pattern, donor)):
-            plan.config |= {n: donor.config[n] for n in _LABELS if n in donor.config}
+            plan.config |= {n: donor.config.get(n) for n in _LABELS}
     _say_dtype(plan)
     return plan
 
