@@ -138,7 +138,7 @@ def test_models_without_a_tokenizer_have_to_have_the_shape_of_the_one_that_is_ke
     folder_of(tmp_path / "short", None, [2, 3])
     merge(tmp_path / "m", tmp_path / "a", tmp_path / "none", tmp_path / "b", vocabulary="base")
     assert rows(tmp_path / "m")[0] == pytest.approx((0 + 2 + 1) / 3, abs=1e-4)
-    with pytest.raises(BadInput, match="short: has no tokenizer.json, so its 2 rows cannot be told apart; a has 5"):
+    with pytest.raises(BadInput, match=r"short: has no tokenizer.json, so its 2 rows cannot be told apart; a has 5"):
         merge(tmp_path / "n", tmp_path / "a", tmp_path / "short", vocabulary="base")
     with pytest.raises(BadInput, match=r"short: has no tokenizer.json or vocab.json"):
         merge(tmp_path / "n", tmp_path / "short", tmp_path / "a", vocabulary="union")
@@ -190,7 +190,7 @@ def embedding(folder: Path) -> Tensor:
 def test_a_tokenizer_file_that_is_broken_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path / "a", TOKENS, [0, 1, 2, 3, 4])
     (tmp_path / "a" / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(BadInput, match="tokenizer.json: is no tokenizer file"):
+    with pytest.raises(BadInput, match=r"tokenizer.json: is no tokenizer file"):
         merge(tmp_path / "m", tmp_path / "a", tmp_path / "a")
 
 

@@ -12,7 +12,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,8 @@ class AdaptedWeights(Weights):
                     f"{model.name}: is an adapter for {name}, which {ground.name} does not have; it is the adapter of "
                     f"another model ({adapter.config.get('base_model_name_or_path') or 'not said which'})"
                 )
-        self.stored.update(replaced)
+        # Under the names that the whole model's files have, since the merged model's are taken from here.
+        self.stored.update({n: replace(t, name=self.stored[n].name) for n, t in replaced.items()})
         self._across = {n: self._is_across(n, pair, adapter.transposed) for n, pair in pairs.items()}
         self._pairs = pairs
 
