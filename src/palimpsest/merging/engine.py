@@ -172,7 +172,9 @@ class _Work:
     def _begin(self, job: Job) -> None:
         if job.copied is None:
             bounds = chunk_bounds(job.facts, job.method.by_rows, self.size)
-            running = _Running(job, bounds, job.method.passes(job.facts) if bounds else at_once(lambda chunk: chunk))
+            running = _Running(
+                job, bounds, job.method.passes(job.facts) if bounds else at_once(lambda chunk: chunk.models[0])
+            )
         else:
             stretch = 4 * self.size
             ends = [(at, min(at + stretch, job.bytes_out)) for at in range(0, job.bytes_out, stretch)]
