@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 import torch
@@ -58,7 +59,9 @@ def test_no_other_direction_has_a_smaller_sum_of_squared_angles() -> None:
     merged = merge_tensors(Karcher(max_iter=50, tol=1e-9), found).double()
 
     def cost(direction: Tensor) -> float:
-        return sum(float(torch.acos(direction @ f.double() / (direction.norm() * f.double().norm()))) ** 2 for f in found)
+        return sum(
+            float(torch.acos(direction @ f.double() / (direction.norm() * f.double().norm()))) ** 2 for f in found
+        )
 
     for change in random_tensors(50, (40,), 3, 1e-2):
         assert cost(merged) < cost(merged + change.double())
@@ -70,9 +73,9 @@ def test_a_model_with_itself_is_the_model(found: list[Tensor], count: int) -> No
 
 
 @given(models(3, 4), st.randoms())
-def test_the_order_of_models_does_not_matter(found: list[Tensor], random: object) -> None:
+def test_the_order_of_models_does_not_matter(found: list[Tensor], random: Random) -> None:
     shuffled = list(found)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     if found[0].numel() > 30:
         one, other = (merge_tensors(Karcher(max_iter=100, tol=1e-10), f) for f in (found, shuffled))
         assert close(one, other, 32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given
@@ -44,9 +46,9 @@ def test_only_the_ratio_of_weights_counts(found: list[Tensor], weights: list[flo
 
 
 @given(models(2, 4), WEIGHTS, st.randoms())
-def test_the_order_of_models_does_not_matter(found: list[Tensor], weights: list[float], random: object) -> None:
+def test_the_order_of_models_does_not_matter(found: list[Tensor], weights: list[float], random: Random) -> None:
     pairs = list(zip(found, weights, strict=False))
-    random.shuffle(pairs)  # type: ignore[attr-defined]
+    random.shuffle(pairs)
     one = merge_tensors(Linear(weight=tuple(weights[: len(found)])), found)
     other = merge_tensors(Linear(weight=tuple(w for _, w in pairs)), [t for t, _ in pairs])
     assert (one - other).abs().max() <= 8 * 2**-23 * torch.stack(found).abs().max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import pytest
 import torch
@@ -58,9 +59,9 @@ def test_a_model_with_itself_is_the_model(found: list[Tensor], count: int, weigh
 
 
 @given(models(2, 4), WEIGHTS, st.randoms())
-def test_the_order_of_models_does_not_matter(found: list[Tensor], weights: list[float], random: object) -> None:
+def test_the_order_of_models_does_not_matter(found: list[Tensor], weights: list[float], random: Random) -> None:
     pairs = list(zip(found, weights, strict=False))
-    random.shuffle(pairs)  # type: ignore[attr-defined]
+    random.shuffle(pairs)
     if found[0].numel() > 7:
         one = merge_tensors(MultiSlerp(weight=tuple(weights[: len(found)])), found)
         other = merge_tensors(MultiSlerp(weight=tuple(w for _, w in pairs)), [t for t, _ in pairs])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 import torch
 from hypothesis import given
@@ -43,10 +45,10 @@ def test_experts_that_are_the_base_leave_it(found: list[Tensor]) -> None:
 
 
 @given(models(3, 4), st.randoms())
-def test_the_order_of_experts_does_not_matter(found: list[Tensor], random: object) -> None:
+def test_the_order_of_experts_does_not_matter(found: list[Tensor], random: Random) -> None:
     base, *experts = found
     shuffled = list(experts)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     one, other = (merge_tensors(TaskArithmetic(weight=(0.4,)), e, base) for e in (experts, shuffled))
     assert (one - other).abs().max() <= 8 * ULP * torch.stack(found).abs().max()
 
