@@ -304,7 +304,7 @@ class _Maker:
             else:
                 value = self._for_each(said, wanted, stretches, shared)
             if value is not None:
-                found[said] = value
+                found[name] = value
         key = repr(found)
         if key not in self.built:
             self.built[key] = build(self.cls, settings=found)
