@@ -119,8 +119,11 @@ def method_class(request: MergeRequest) -> Any:
         raise BadInput(f"{name}: needs the models' common base; name it with --base")
     if cls.base == "none" and has_base:
         raise BadInput(f"{name}: takes no base; a base that is to take part is named with --model")
-    total = len(request.parts) + (has_base and cls.base == "model")
-    if total < cls.fewest or (cls.most is not None and total > cls.most):
+    taken = [len(request.parts)]
+    if request.slices is not None:
+        taken = [sum(source.part is not None for source in s.sources) for s in request.slices]
+    wrong = [t for t in (n + (has_base and cls.base == "model") for n in taken) if not _allowed(cls, t)]
+    if wrong:
         limits = {cls.fewest, cls.most or 0}
         count = (
             str(cls.fewest)
@@ -130,9 +133,13 @@ def method_class(request: MergeRequest) -> Any:
             else f"{cls.fewest} or more"
         )
         raise BadInput(
-            f"{name}: takes {count} models{', the base among them' if cls.base == 'model' else ''}; here are {total}"
+            f"{name}: takes {count} models{', the base among them' if cls.base == 'model' else ''}; here are {wrong[0]}"
         )
     return cls
+
+
+def _allowed(cls: Any, models: int) -> bool:
+    return bool(models >= cls.fewest and (cls.most is None or models <= cls.most))
 
 
 def _check_architectures(request: MergeRequest, plan: Plan) -> None:
@@ -297,7 +304,7 @@ class _Maker:
             else:
                 value = self._for_each(said, wanted, stretches, shared)
             if value is not None:
-                found[said] = value
+                found[name] = value
         key = repr(found)
         if key not in self.built:
             self.built[key] = build(self.cls, settings=found)
