@@ -53,6 +53,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"num_key_value_heads": 2},
     "olmo2": {"num_key_value_heads": 2},
 }
+ENCODERS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": {}}
 
 
 @functools.cache
@@ -97,6 +98,44 @@ def make_tokenizer(template: bool | str = True, vocab: int = 400, trim_offsets: 
     return made
 
 
+def wrapped(tokenizer: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@functools.cache
+def tokenizer_of(kind: str) -> Any:
+    """Byte-level BPE; SentencePiece as Llama 2 has it, with bytes for what it does not know; Metaspace; WordPiece."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    if kind == "byte-level":
+        return make_tokenizer()
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.decoder = decoders.WordPiece()
+        wordpiece = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"])
+        tokenizer.train_from_iterator(SENTENCES, wordpiece)
+        return wrapped(tokenizer)
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if kind == "metaspace":
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    raw = tokenizer.to_str()
+    again = Tokenizer.from_str(raw.replace('"special":true', '"special":false'))
+    again.decoder = decoders.Metaspace()
+    if kind == "sentencepiece":
+        again.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    return wrapped(again)
+
+
 def make_config(
     family: str, layers: int, hidden: int, vocab: int, tied: bool | None, positions: int, **changes: Any
 ) -> Any:
@@ -118,7 +157,7 @@ def make_config(
     sizes |= {"initializer_range": 0.1} if family != "opt" else {"init_std": 0.1}
     if tied is not None:
         sizes["tie_word_embeddings"] = tied
-    return AutoConfig.for_model(family, **{**sizes, **FAMILIES[family], **changes})
+    return AutoConfig.for_model(family, **{**sizes, **(FAMILIES | ENCODERS)[family], **changes})
 
 
 def make_model(
@@ -147,14 +186,11 @@ def make_model(
 
     tokenizer = make_tokenizer(template, vocab)
     config = make_config(family, layers, hidden, len(tokenizer), tied, positions, **changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():  # biases and norms start constant: give tests something to tell apart
+    model = drawn(AutoModelForCausalLM, config, seed)
+    if family == "gpt2":
+        with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-                elif family == "gpt2" and "wte" not in name and "wpe" not in name:
+                if parameter.dim() > 1 and "wte" not in name and "wpe" not in name:
                     parameter.mul_(1.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -164,6 +200,32 @@ def make_model(
     if shards > 1:
         reshard(folder, shards)
     return folder
+
+
+def make_classifier(
+    folder: Path, family: str = "bert", *, labels: int = 3, seed: int = 0, dtype: str = "float32", **changes: Any
+) -> Path:
+    """Write a tiny random encoder (bert, roberta) with a classification head and no tokenizer; returns its folder."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = make_config(family, 2, 64, 400, None, 130, num_labels=labels, **changes)
+    drawn(AutoModelForSequenceClassification, config, seed).to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def drawn(kind: Any, config: Any, seed: int) -> Any:
+    """A model of random weights; biases and norms too, which start constant and would tell nothing apart."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 def reshard(folder: Path, shards: int, backwards: bool = False) -> None:

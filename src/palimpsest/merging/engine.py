@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.checkpoint.files import TensorInfo
-from palimpsest.merging.passes import CHUNK, Chunk, Passes, Sample, TensorFacts, at_once, chunk_bounds, combined
+from palimpsest.merging.passes import CHUNK, Chunk, Passes, Sample, Sum, TensorFacts, at_once, chunk_bounds, combined
 from palimpsest.merging.reading import Buffers, Files, Source
 from palimpsest.merging.writing import Shards
 
@@ -67,6 +67,17 @@ class _Running:
     apply: Any = None
     results: list[Any] = field(default_factory=list)
     open: int = 0
+    added: int = 0  # results of a `Sum` that are in the first one already
+
+    def add_up(self) -> None:
+        """Add results to the first as far as they have come without a gap: a few are held, and their order is kept."""
+        while self.added + 1 < len(self.results) and self.results[0] is not None:
+            following = self.results[self.added + 1]
+            if following is None:
+                break
+            self.results[0] = combined(self.wanted, [self.results[0], following])
+            self.added += 1
+            self.results[self.added] = None
 
 
 def run_jobs(
@@ -157,8 +168,9 @@ class _Work:
 
     def _begin(self, job: Job) -> None:
         if job.copied is None:
+            bounds = chunk_bounds(job.facts, job.method.by_rows, self.size)
             running = _Running(
-                job, chunk_bounds(job.facts, job.method.by_rows, self.size), job.method.passes(job.facts)
+                job, bounds, job.method.passes(job.facts) if bounds else at_once(lambda chunk: chunk.models[0])
             )
         else:
             stretch = 4 * self.size
@@ -175,7 +187,7 @@ class _Work:
         except StopIteration as stopped:
             running.wanted, running.apply = None, stopped.value
             parts = len(running.bounds)
-        running.results, running.open = [None] * parts, parts
+        running.results, running.open, running.added = [None] * parts, parts, 0
         self.tasks.extendleft((running, i) for i in reversed(range(parts)))
         self.changed.notify_all()
         if parts == 0:
@@ -193,13 +205,15 @@ class _Work:
             first, end = running.bounds[number]
             chunk = self._chunk(job, first, end, number, buffers)
             if wanted is not None:
-                result = wanted.of(chunk)
+                result = wanted.of(chunk).cpu() if isinstance(wanted, Sum) else wanted.of(chunk)
             else:
                 written = self._write(job, running.apply(chunk), first, buffers)
         with self.changed:
             if written:
                 self.done(written)
             running.results[number] = result
+            if isinstance(wanted, Sum):
+                running.add_up()
             running.open -= 1
             if running.open == 0:
                 self._finished(running)
@@ -209,10 +223,8 @@ class _Work:
         if wanted is None:
             self.running -= 1
             self.changed.notify_all()
-        elif isinstance(wanted, Sample):
-            self._advance(running, results[0])
         else:
-            self._advance(running, combined(wanted, results))
+            self._advance(running, results[0] if isinstance(wanted, Sample | Sum) else results)
 
     def _chunk(self, job: Job, first: int, end: int, number: int, buffers: Buffers) -> Chunk:
         def read(source: Source, place: int) -> Tensor:

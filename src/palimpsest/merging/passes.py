@@ -176,6 +176,8 @@ def merge_tensors(
         part = None if flat_base is None else flat_base[first:end].clone()
         return Chunk(facts, [m[first:end].clone() for m in flat], part, first, number)
 
+    if not facts.count:
+        return torch.empty(shape)
     bounds = chunk_bounds(facts, method.by_rows, size)
     program = method.passes(facts)
     answer: Any = None
@@ -198,7 +200,10 @@ def merge_tensors(
 def combined(wanted: Pass, results: list[Any]) -> Any:
     """The result of a pass from those of its chunks, in their order."""
     if isinstance(wanted, Sum):
-        return torch.stack([r.cpu() for r in results]).sum(0) if results else torch.zeros(())
+        total = results[0].cpu()
+        for result in results[1:]:
+            total = total + result.cpu()
+        return total
     return results
 
 
