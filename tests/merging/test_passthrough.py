@@ -57,9 +57,9 @@ def test_layers_of_two_models_follow_one_another(tmp_path: Path) -> None:
 
 def test_it_takes_one_model(tiny_model: Path, tmp_path: Path) -> None:
     model = resolve(tiny_model)
-    with pytest.raises(BadInput, match="passthrough: takes 1 models; here are 2"):
+    with pytest.raises(BadInput, match="passthrough: takes 1 model; here are 2"):
         merge_to_folder(MergeRequest("passthrough", (Part(model), Part(model))), tmp_path / "out", Context())
     two = Slice((Stretch(0, 0, 2), Stretch(1, 0, 2)))
     request = MergeRequest("passthrough", (Part(model), Part(model)), slices=(two,))
-    with pytest.raises(BadInput, match="passthrough: takes 1 models; here are 2"):
+    with pytest.raises(BadInput, match="passthrough: takes 1 model; here are 2"):
         merge_to_folder(request, tmp_path / "out", Context())
