@@ -183,6 +183,8 @@ def _parameters(
                 found.extend(_parameters(classes[hint], classes, constants, name + ".", parts))
             else:
                 own = getattr(item.target, "id", "")
+                if hint == "tuple[float, ...]" and isinstance(default, ast.Tuple) and len(default.elts) == 1:
+                    default = default.elts[0]  # one value for all, or one for each
                 shown = (given or {}).get(own, ast.unparse(default))
                 found.append(Parameter(name, hint, shown, ast.literal_eval(call.args[1])))
     return found
