@@ -157,7 +157,8 @@ def test_models_are_merged_and_the_merge_says_what_it_took(tiny_model: Path, tmp
     result = pal.merge("linear", [tiny_model, (tiny_model, 3)], tmp_path / "m", run=RUN)
     merged, parent = resolve(tmp_path / "m"), resolve(tiny_model)
     assert result.path == tmp_path / "m" and result.to_json()["figures"]["tensors"] == len(parent.tensors())
-    assert merged.digest() == parent.digest(), "a model merged with itself is itself"
+    both = zip(merged.tensors(), parent.tensors(), strict=True)
+    assert all(list(a.chunks()) == list(b.chunks()) for a, b in both), "a model merged with itself is itself"
     assert merged.chain()[-1]["parents"] == {"model-1": parent.digest(), "model-2": parent.digest()}
     with pytest.raises(BadInput, match="--out"):
         pal.merge("linear", [tiny_model])

@@ -226,7 +226,7 @@ class Keyword:
 def test_a_field_named_after_a_keyword_is_called_as_people_call_it() -> None:
     assert build(Keyword, settings={"lambda": "0.5"}) == build(Keyword, settings={"lambda_": 0.5}) == Keyword(0.5)
     assert settings_of(Keyword(0.5)) == {"lambda": 0.5}
-    with pytest.raises(BadInput, match="lambda: -1.0 is out of range"):
+    with pytest.raises(BadInput, match=r"lambda: -1.0 is out of range"):
         build(Keyword, settings={"lambda": -1})
-    with pytest.raises(BadInput, match="did you mean lambda[?]"):
+    with pytest.raises(BadInput, match=r"did you mean lambda[?]"):
         build(Keyword, settings={"lamda": 1})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from palimpsest import preflight, registry
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
@@ -22,6 +22,7 @@ from palimpsest.records import Record
 
 if TYPE_CHECKING:
     from palimpsest.inspecting import Diagnosis, Finding
+    from palimpsest.merging.asking import Words
 
 __all__ = [
     "Result",
@@ -190,66 +191,28 @@ def merge(
     out: str | Path = "",
     *,
     config: str | Path | None = None,
-    base: str | Path | Checkpoint | None = None,
-    settings: Mapping[str, Any] | None = None,
-    copies: Sequence[str] = (),
-    dtype: str | None = None,
-    vocabulary: str | None = None,
-    adapters: str | None = None,
     digests: bool = True,
     shard_bytes: int | None = None,
     force: bool = False,
     run: Run = DEFAULT_RUN,
+    **said: Unpack[Words],
 ) -> Result:
     """Merge models into the new checkpoint `out`, tensor by tensor: no model is ever held in memory.
 
     models: each a reference, `(reference, weight)`, or text `reference:weight`; `whole+adapter` is a LoRA adapter on
-    its model. settings: parameters of the method; a tuple has one value for each model, a list of numbers is a
-    gradient over the layers, `[{"filter": ..., "value": ...}]` or the key `density@mlp` differs by tensor. config: a
-    mergekit YAML file instead of method, models, base, settings, dtype and vocabulary. copies: `pattern` or
-    `pattern=model`, tensors taken as they are. digests: whether the lineage names the parents' digests.
+    its model. config: a mergekit YAML file instead of method, models and `said`, which is `base`, `settings`,
+    `copies`, `dtype`, `vocabulary` and `adapters` (`merging.asking.Words`). digests: of the parents in the lineage.
     """
-    from palimpsest.merging.asking import read_request
+    from palimpsest.merging.asking import asked_for
     from palimpsest.merging.folder import merge_to_folder
-    from palimpsest.merging.mergekit_file import read_mergekit
-    from palimpsest.merging.writing import LARGEST_SHARD
 
     if not str(out):
         raise BadInput("merge: no folder to make; name it with --out")
-    out = Path(out)
-    check_target(out, force)
-    if config is not None:
-        said = {"METHOD": method, "--model": models, "--base": base, "--set": settings, "--copy": copies}
-        said |= {"--dtype": dtype, "--vocabulary": vocabulary, "--adapters": adapters}
-        both = [name for name, value in said.items() if value]
-        if both:
-            raise BadInput(
-                f"{both[0]} and --config {config}: the file says what is merged and how; give one of the two"
-            )
-        request = read_mergekit(Path(config), run.seed or 0)
-    else:
-        request = read_request(
-            method or "linear",
-            models,
-            base=base,
-            settings=settings,
-            copies=copies,
-            dtype=dtype,
-            vocabulary=vocabulary or "same",
-            adapters=adapters or "delta",
-            seed=run.seed or 0,
-        )
+    check_target(Path(out), force)
+    request = asked_for(method, models, config, run.seed or 0, said)
     with run.context() as ctx:
-        merged = merge_to_folder(
-            request, out, ctx, force=force, digests=digests, largest_shard=shard_bytes or LARGEST_SHARD
-        )
-    figures = {
-        "tensors": merged.tensors,
-        "bytes_read": merged.bytes_in,
-        "bytes_written": merged.bytes_out,
-        "seconds": merged.seconds,
-    }
-    return Result(path=out, notes=merged.notes, figures=figures)
+        merged = merge_to_folder(request, Path(out), ctx, force=force, digests=digests, largest_shard=shard_bytes)
+    return Result(path=Path(out), notes=merged.notes, figures=merged.figures)
 
 
 def finetune(

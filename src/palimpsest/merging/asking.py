@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 from palimpsest import registry
 from palimpsest.checkpoint import Checkpoint, resolve
@@ -19,24 +19,53 @@ _DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
 _DTYPES |= {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def read_request(
-    method: str,
+class Words(TypedDict, total=False):
+    """What a call may say of a merge beside method and models.
+
+    settings: parameters of the method; a tuple has one value for each model, a list of numbers is a gradient over the
+    layers, `[{"filter": ..., "value": ...}]` or a key such as `density@mlp` differs by tensor. copies: `pattern` or
+    `pattern=model`, tensors taken as they are. dtype: what is stored. vocabulary: same, common, base or union.
+    adapters: delta or factor.
+    """
+
+    base: Reference | None
+    settings: Mapping[str, Any] | None
+    copies: Sequence[str]
+    dtype: str | None
+    vocabulary: str | None
+    adapters: str | None
+
+
+def asked_for(
+    method: str | None,
     models: Sequence[Reference | tuple[Reference, float]],
-    *,
-    base: Reference | None = None,
-    settings: Mapping[str, Any] | None = None,
-    copies: Sequence[str] = (),
-    dtype: str | None = None,
-    vocabulary: str = "same",
-    adapters: str = "delta",
-    seed: int = 0,
+    config: str | Path | None,
+    seed: int,
+    words: Words,
+) -> MergeRequest:
+    """The request of a mergekit file, or of words. Raises BadInput where both are given."""
+    from palimpsest.merging.mergekit_file import read_mergekit
+
+    if config is None:
+        return read_request(method or "linear", models, words, seed)
+    options = {"settings": "--set", "copies": "--copy"}
+    given = {"METHOD": method, "--model": models, **{options.get(n, f"--{n}"): v for n, v in words.items()}}
+    both = [name for name, value in given.items() if value]
+    if both:
+        raise BadInput(f"{both[0]} and --config {config}: the file says what is merged and how; give one of the two")
+    return read_mergekit(Path(config), seed)
+
+
+def read_request(
+    method: str, models: Sequence[Reference | tuple[Reference, float]], words: Words, seed: int = 0
 ) -> MergeRequest:
     """The request that a call or a command line makes. Raises BadInput for words that stand for nothing."""
+    base, dtype = words.get("base"), words.get("dtype")
     cls = registry.find(method, "merges")
-    chosen_vocabulary = one_of("--vocabulary", vocabulary, VOCABULARIES)
-    chosen_adapters: Adapters = one_of("--adapters", adapters, ("delta", "factor"))
+    chosen_vocabulary = one_of("--vocabulary", words.get("vocabulary") or "same", VOCABULARIES)
+    chosen_adapters: Adapters = one_of("--adapters", words.get("adapters") or "delta", ("delta", "factor"))
     stored = None if dtype is None else read_dtype(dtype, "--dtype")
-    shared = from_words(settings or {})
+    shared = from_words(words.get("settings") or {})
     whole = None if base is None else resolve(base)
     given = [weighted(m) for m in models]
     parts = [read_part(reference, whole) for reference, _ in given]
@@ -49,7 +78,7 @@ def read_request(
         made,
         whole,
         shared,
-        copies=tuple(_copy(c, made, whole) for c in copies),
+        copies=tuple(_copy(c, made, whole) for c in words.get("copies", ())),
         dtype=stored,
         vocabulary=chosen_vocabulary,
         adapters=chosen_adapters,

@@ -32,6 +32,12 @@ class Merged:
     seconds: float
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What it took, by name."""
+        read, written = self.bytes_in, self.bytes_out
+        return {"tensors": self.tensors, "bytes_read": read, "bytes_written": written, "seconds": self.seconds}
+
 
 def merge_to_folder(
     request: MergeRequest,
@@ -40,7 +46,7 @@ def merge_to_folder(
     *,
     force: bool = False,
     digests: bool = True,
-    largest_shard: int = LARGEST_SHARD,
+    largest_shard: int | None = None,
 ) -> Merged:
     """Merge into the new folder `out`: weights, config, tokenizer, lineage.
 
@@ -56,7 +62,7 @@ def merge_to_folder(
     with new_folder(out, force) as folder:
         started = time.monotonic()
         try:
-            _write_weights(request, plan, folder, ctx, largest_shard)
+            _write_weights(request, plan, folder, ctx, largest_shard or LARGEST_SHARD)
         except OSError as error:
             if is_full_disk(error):
                 raise
