@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from palimpsest.merging.consensus import Sparse, elected, linear
+from palimpsest.merging.consensus import Sparse, elected, linear, magnitudes
 from palimpsest.merging.passes import Chunk, MergeMethod, Pass, Passes, TensorFacts, per_model
 from palimpsest.merging.selection import largest
 from palimpsest.method import method, param
@@ -66,16 +66,17 @@ def _between(
     pairs = zip(per_model(densities, tensor.models, "density"), per_model(gammas, tensor.models, "gamma"), strict=True)
     counts = [band(tensor.count, density, gamma) for density, gamma in pairs]
     cuts = yield from largest(
-        lambda chunk: [m for d in chunk.deltas for m in [d.abs()] * 2], [k for pair in counts for k in pair], tensor
+        lambda chunk: [m for m in magnitudes(chunk) for _ in range(2)], [k for pair in counts for k in pair], tensor
     )
 
     def sparse(chunk: Chunk) -> list[Tensor]:
         # What the outer cut keeps, less what the inner one does: the same numbers or zeros, so the difference is exact.
-        kept = []
-        for delta, dropped, outer in zip(chunk.deltas, cuts[::2], cuts[1::2], strict=True):
-            found = outer.trim(delta, chunk)
-            kept.append(found if dropped.keeps == "none" else found - dropped.trim(delta, chunk))
-        return kept
+        for delta, inner, outer in zip(chunk.deltas, cuts[::2], cuts[1::2], strict=True):
+            dropped = None if inner.keeps == "none" else inner.trim(chunk.new().copy_(delta), chunk)
+            outer.trim(delta, chunk)
+            if dropped is not None:
+                delta.sub_(dropped)
+        return chunk.deltas
 
     return sparse
 

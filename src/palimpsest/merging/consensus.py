@@ -21,7 +21,7 @@ from torch import Tensor
 from palimpsest.merging.passes import Chunk, Pass, Passes, Sum, TensorFacts, weighted_sum
 from palimpsest.merging.task_arithmetic import scaled
 
-Sparse = Callable[[Chunk], list[Tensor]]  # the task vectors of a chunk with entries dropped, each (n,)
+Sparse = Callable[[Chunk], list[Tensor]]  # the task vectors of a chunk with entries dropped, each (n,), in their place
 _NO_NORM = 1e-7  # an L1 norm below this is not rescaled to or from, as in mergekit
 
 
@@ -32,7 +32,8 @@ def linear(sparse: Sparse, weights: Sequence[float], normalize: bool, lambda_: f
 
     def apply(chunk: Chunk) -> Tensor:
         assert chunk.base is not None
-        return chunk.base + weighted_sum(sparse(chunk), factors)
+        deltas = sparse(chunk)
+        return chunk.base.add_(weighted_sum(deltas, factors, deltas[0]))
 
     return apply
 
@@ -44,60 +45,60 @@ def elected(sparse: Sparse, weights: Sequence[float], normalize: bool, lambda_: 
 
     def apply(chunk: Chunk) -> Tensor:
         assert chunk.base is not None
-        deltas = sparse(chunk)
-        merged = consensus(deltas, votes=factors, factors=factors, shares=weights if normalize else None)
-        return torch.add(chunk.base, merged, alpha=lambda_)
+        # Multiplied before they are added up: a fused multiply-add would not make 0 of two that cancel exactly.
+        weighted = [d.mul_(f) for d, f in zip(sparse(chunk), factors, strict=True)]
+        return chunk.base.add_(consensus(weighted, chunk, shares=weights if normalize else None), alpha=lambda_)
 
     return apply
 
 
 def consensus(
-    deltas: Sequence[Tensor], *, votes: Sequence[float], factors: Sequence[float], shares: Sequence[float] | None
+    vectors: Sequence[Tensor],
+    chunk: Chunk,
+    *,
+    factors: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None,
 ) -> Tensor:
-    """Sum of factor_i d_i over those i whose vote_i d_i has the sign of the sum of all votes: (n,).
+    """Sum of those vectors that have the sign of the sum of all, times their factors where given: (n,).
 
-    With `shares`, over the sum of share_i of the same ones. votes and factors of a model have the same sign.
+    With `shares`, at each position over the sum of the shares of the vectors in the sum. The vectors are overwritten.
     """
-    # Boolean masks cost ten times what this arithmetic does: relu(d * sign) is |d| where d agrees, else 0.
-    sign = torch.copysign(torch.ones((), device=deltas[0].device), weighted_sum(deltas, votes))
-    merged = torch.zeros_like(sign)
-    divisor = None if shares is None else torch.zeros_like(sign)
-    for i, (delta, vote, factor) in enumerate(zip(deltas, votes, factors, strict=True)):
-        if vote == 0:
-            continue
-        agreeing = delta * sign
-        if vote < 0:
-            agreeing.neg_()
-        agreeing.relu_()
-        merged.add_(agreeing, alpha=abs(factor))
-        if shares is not None and divisor is not None:
+    # Boolean masks cost ten times what this arithmetic does: relu(v * sign) is |v| where v agrees, else 0.
+    sign = weighted_sum(vectors, [1.0] * len(vectors), chunk.new())
+    torch.copysign(torch.ones((), device=sign.device), sign, out=sign)
+    merged = chunk.new().zero_()
+    divisor = merged if shares is None else chunk.new().zero_()
+    for i, vector in enumerate(vectors):
+        agreeing = vector.mul_(sign).relu_()
+        merged.add_(agreeing, alpha=1.0 if factors is None else factors[i])
+        if shares is not None:
             divisor.add_(agreeing.sign_(), alpha=shares[i])
     merged.mul_(sign)
-    if shares is not None and divisor is not None:
-        if min(shares) < 0:
-            divisor[divisor == 0] = 1.0
-        else:  # where nobody agrees the sum is 0, whatever it is divided by
-            divisor.clamp_(min=min((s for s in shares if s > 0), default=1.0))
-        merged.div_(divisor)
-    return merged
+    if shares is None:
+        return merged
+    if min(shares) < 0:
+        divisor[divisor == 0] = 1.0
+    else:  # where nobody agrees the sum is 0, whatever it is divided by
+        divisor.clamp_(min=min((s for s in shares if s > 0), default=1.0))
+    return merged.div_(divisor)
 
 
 def l1_rescaling(sparse: Sparse, models: int) -> Generator[Pass, Any, list[float]]:
     """For each model what gives its sparse task vector the L1 norm of the whole one (mergekit's `rescale: true`)."""
 
     def norms(chunk: Chunk) -> Tensor:
-        pairs = zip(chunk.deltas, sparse(chunk), strict=True)
-        return torch.stack([torch.stack([a.abs().sum(), b.abs().sum()]) for a, b in pairs]).double()
+        before = [torch.linalg.vector_norm(d, 1).double() for d in chunk.deltas]  # these are overwritten next
+        return torch.stack([*before, *(torch.linalg.vector_norm(d, 1).double() for d in sparse(chunk))])
 
-    found = yield Sum(norms)  # (models, 2)
-    before, after = found.reshape(models, 2).unbind(1)
+    found = yield Sum(norms)  # (2 * models,)
+    before, after = found.reshape(2, models)
     usable = (before >= _NO_NORM) & (after >= _NO_NORM)
     return [float(b / a) if u else 1.0 for b, a, u in zip(before, after, usable, strict=True)]
 
 
 def magnitudes(chunk: Chunk) -> list[Tensor]:
     """Magnitudes of the task vectors, each (n,)."""
-    return [d.abs() for d in chunk.deltas]
+    return [torch.abs(d, out=chunk.new()) for d in chunk.deltas]
 
 
 def positive_share(tensor: TensorFacts, share: float) -> int:

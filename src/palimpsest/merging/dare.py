@@ -65,14 +65,11 @@ def _dropped(tensor: TensorFacts, densities: tuple[float, ...], rescaled: bool) 
     shares = per_model(densities, tensor.models, "density")
 
     def sparse(chunk: Chunk) -> list[Tensor]:
-        found = []
         for model, (delta, share) in enumerate(zip(chunk.deltas, shares, strict=True)):
-            if share >= 1:
-                found.append(delta)
-                continue
-            drawn = kept(tensor.seed, tensor.name, model, chunk.first, chunk.count, share)
-            sparse = delta * torch.from_numpy(drawn.view("u1")).to(delta.device).float()
-            found.append(sparse.div_(share) if rescaled and share > 0 else sparse)
-        return found
+            if share < 1:
+                drawn = kept(tensor.seed, tensor.name, model, chunk.first, chunk.count, share)
+                factor = chunk.new().copy_(torch.from_numpy(drawn.view("u1")))
+                delta.mul_(factor.div_(share) if rescaled and share > 0 else factor)
+        return chunk.deltas
 
     return sparse

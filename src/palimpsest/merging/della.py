@@ -15,6 +15,8 @@ from palimpsest.merging.passes import Chunk, MergeMethod, Passes, TensorFacts, p
 from palimpsest.merging.randomness import FULL, draws
 from palimpsest.method import method, param
 
+_AT_ONCE = 1 << 15  # numbers that are ranked at a time: what it takes stays in the caches of a core
+
 
 @method("merges", "della", paper="arXiv 2406.11617")
 @dataclass(frozen=True)
@@ -83,21 +85,24 @@ def _dropped(tensor: TensorFacts, densities: tuple[float, ...], epsilons: tuple[
     levels = [keep_levels(tensor.row, density, epsilon) for density, epsilon in pairs]
 
     def sparse(chunk: Chunk) -> list[Tensor]:
-        found = []
         for model, (delta, level) in enumerate(zip(chunk.deltas, levels, strict=True)):
             if level is None:
-                found.append(delta)
-            elif not level.any():
-                found.append(torch.zeros_like(delta))
-            else:
-                limits = by_rank(delta.abs().cpu().numpy().reshape(-1, tensor.row), level).reshape(-1)
-                drawn = draws(tensor.seed, tensor.name, model, chunk.first, chunk.count)
-                factor = (drawn < limits).astype(np.float32)
+                continue
+            if not level.any():
+                delta.zero_()
+                continue
+            drawn = draws(tensor.seed, tensor.name, model, chunk.first, chunk.count)
+            magnitudes = torch.abs(delta, out=chunk.new()).cpu().numpy()
+            factor = np.empty(chunk.count, np.float32)
+            step = max(1, _AT_ONCE // tensor.row) * tensor.row
+            for first in range(0, chunk.count, step):
+                some = slice(first, first + step)
+                limits = by_rank(magnitudes[some].reshape(-1, tensor.row), level).reshape(-1)
+                np.less(drawn[some], limits, out=factor[some])
                 if rescaled:
-                    factor /= limits.astype(np.float32)
-                    factor *= np.float32(FULL)
-                found.append(delta * torch.from_numpy(factor).to(delta.device))
-        return found
+                    factor[some] /= limits * np.float32(1 / FULL)
+            delta.mul_(torch.from_numpy(factor).to(delta.device))
+        return chunk.deltas
 
     return sparse
 

@@ -42,15 +42,14 @@ class Sce(MergeMethod):
             if cut.keeps == "all":
                 return chunk.deltas
             mask = cut.mask(variance(chunk), chunk)
-            return [d * mask for d in chunk.deltas]
+            return [d.mul_(mask) for d in chunk.deltas]
 
         squares = yield Sum(lambda chunk: torch.stack([gram([d])[0, 0] for d in selected(chunk)]))
         weights = model_weights((squares / max(1, tensor.count)).reshape(-1).tolist(), self.floor)
-        votes = [1.0] * tensor.models
 
         def apply(chunk: Chunk) -> Tensor:
             assert chunk.base is not None
-            return chunk.base + consensus(selected(chunk), votes=votes, factors=weights, shares=weights)
+            return chunk.base.add_(consensus(selected(chunk), chunk, factors=weights, shares=weights))
 
         return apply
 
@@ -69,12 +68,10 @@ def variance(chunk: Chunk) -> Tensor:
     By differences from the first model: exactly 0 where all agree, and with nothing lost to the size of the weights.
     """
     first, others = chunk.deltas[0], chunk.deltas[1:]
-    if not others:
-        return torch.zeros_like(first)
-    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    total, squares, difference = chunk.new().zero_(), chunk.new().zero_(), chunk.new()
     for other in others:
-        difference = other - first
-        total += difference
-        squares += difference.square_()
+        torch.sub(other, first, out=difference)
+        total.add_(difference)
+        squares.add_(difference.square_())
     total.square_().div_(len(chunk.deltas))
     return squares.sub_(total).div_(len(chunk.deltas)).relu_()
