@@ -100,7 +100,9 @@ def _dropped(tensor: TensorFacts, densities: tuple[float, ...], epsilons: tuple[
                 limits = by_rank(magnitudes[some].reshape(-1, tensor.row), level).reshape(-1)
                 np.less(drawn[some], limits, out=factor[some])
                 if rescaled:
-                    factor[some] /= limits * np.float32(1 / FULL)
+                    probability = limits.astype(np.float32)
+                    probability *= np.float32(1 / FULL)
+                    factor[some] /= probability
             delta.mul_(torch.from_numpy(factor).to(delta.device))
         return chunk.deltas
 
