@@ -24,7 +24,6 @@ from palimpsest.merging.reading import Buffers, Files, Source
 from palimpsest.merging.writing import Shards
 
 CUDA_CHUNK = 1 << 23
-_RUN = 1024  # numbers in a run of a sample
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class _Work:
         written = 0
         result = None
         if isinstance(wanted, Sample):
-            result = wanted.of(self._sample(job, wanted.count, buffers))
+            result = wanted.of(self._sample(job, wanted, buffers))
         elif job.copied is not None:
             written = self._copy(job, job.copied, *running.bounds[number], buffers)
         else:
@@ -240,21 +239,20 @@ class _Work:
     def _on_device(self, count: int) -> Tensor:
         return torch.empty(count, device=self.device)
 
-    def _sample(self, job: Job, count: int, buffers: Buffers) -> Chunk:
-        """Runs of `_RUN` numbers spread evenly over the tensor, the same ones in every model."""
-        runs = max(1, count // _RUN)
-        total = job.facts.count
-        if total <= runs * _RUN:
-            return self._chunk(job, 0, total, 0, buffers)
-        starts = [i * (total - _RUN) // max(1, runs - 1) for i in range(runs)]
-        found = [torch.empty(runs * _RUN, device=self.device) for _ in [*job.models, *([job.base] if job.base else [])]]
+    def _sample(self, job: Job, wanted: Sample, buffers: Buffers) -> Chunk:
+        """The runs of a sample, the same ones in every model."""
+        starts, run = wanted.starts(job.facts.count), wanted.run
+        if not starts:
+            return self._chunk(job, 0, job.facts.count, 0, buffers)
+        sources = [*job.models, *([job.base] if job.base is not None else [])]
+        found = [torch.empty(len(starts) * run, device=self.device) for _ in sources]
         for number, at in enumerate(starts):
-            part = self._chunk(job, at, at + _RUN, 0, buffers)
-            for all_runs, run in zip(
-                found, [*part.models, *([part.base] if part.base is not None else [])], strict=True
-            ):
-                all_runs[number * _RUN : (number + 1) * _RUN] = run
-        return Chunk(job.facts, found[: len(job.models)], found[-1] if job.base is not None else None)
+            part = self._chunk(job, at, at + run, 0, buffers)
+            read = [*part.models, *([part.base] if part.base is not None else [])]
+            for all_runs, numbers in zip(found, read, strict=True):
+                all_runs[number * run : (number + 1) * run] = numbers
+        base = found.pop() if job.base is not None else None
+        return Chunk(job.facts, found, base, scratch=self._on_device)
 
     def _write(self, job: Job, merged: Tensor, first: int, buffers: Buffers) -> int:
         stored = buffers.stored(merged.numel(), job.dtype).copy_(merged)

@@ -103,13 +103,21 @@ class Gather:
 
 @dataclass(frozen=True)
 class Sample:
-    """A look at about `count` numbers, in short runs spread evenly over the tensor, as one chunk.
+    """A look at about `count` numbers, in runs of `run` spread evenly over the tensor, as one chunk.
 
     Only for functions of single numbers: a run is not a row, and its `first` means nothing.
     """
 
     of: Callable[[Chunk], Any]
-    count: int = 1 << 16
+    count: int = 1 << 14
+    run: int = 1 << 8
+
+    def starts(self, total: int) -> list[int]:
+        """Where its runs begin in a tensor of `total` numbers; none where the sample is the whole tensor."""
+        runs = max(1, self.count // self.run)
+        if total <= runs * self.run:
+            return []
+        return [i * (total - self.run) // max(1, runs - 1) for i in range(runs)]
 
 
 Pass = Sum | Gather | Sample
@@ -178,6 +186,14 @@ def merge_tensors(
 
     if not facts.count:
         return torch.empty(shape)
+
+    def sample(wanted: Sample) -> Chunk:
+        at = [torch.arange(first, first + wanted.run) for first in wanted.starts(facts.count)]
+        if not at:
+            return read(0, facts.count, 0)
+        places = torch.cat(at)
+        return Chunk(facts, [m[places] for m in flat], None if flat_base is None else flat_base[places])
+
     bounds = chunk_bounds(facts, method.by_rows, size)
     program = method.passes(facts)
     answer: Any = None
@@ -188,7 +204,7 @@ def merge_tensors(
             apply = stopped.value
             break
         if isinstance(wanted, Sample):
-            answer = wanted.of(read(0, facts.count, 0))
+            answer = wanted.of(sample(wanted))
         else:
             answer = combined(wanted, [wanted.of(read(a, b, i)) for i, (a, b) in enumerate(bounds)])
     out = torch.empty(facts.count)
