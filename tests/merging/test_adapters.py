@@ -152,6 +152,40 @@ def test_bf16_models_with_adapters_are_rounded_once(tmp_path: Path) -> None:
         assert (tensor.float() - wanted[name]).abs().max() <= wanted[name].abs().max() / 256
 
 
+def test_tensors_that_an_adapter_changes_are_copied_as_they_are_with_it(
+    base: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    merge(tmp_path / "m", *pair, base=base, copies=["q_proj=b", "v_proj"])
+    changed = weights_of(base)[name] + deltas(base, pair[1])[name]
+    assert torch.allclose(weights_of(tmp_path / "m")[name], changed, atol=1e-6)
+    other = name.replace("q_proj", "v_proj")
+    assert torch.equal(weights_of(tmp_path / "m")[other], weights_of(base)[other])
+    with pytest.raises(BadInput, match="--copy q_proj: is not for adapters alone"):
+        merge(tmp_path / "n", *pair, copies=["q_proj"])
+    result = merge(tmp_path / "n", *pair, base=base, adapters="factor")
+    assert any("--adapters has no effect" in n for n in result.notes)
+
+
+def test_an_adapter_that_brought_tokens_of_its_own(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    count = len(tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    model.resize_token_embeddings(count + 1)
+    saved = ["embed_tokens", "lm_head"]
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved))
+    adapted.save_pretrained(tmp_path / "a")
+    tokenizer.save_pretrained(tmp_path / "a")
+    with pytest.raises(BadInput, match=r"'<extra>' is .* --vocabulary base"):
+        merge(tmp_path / "m", tmp_path / "a", method="task-arithmetic", base=base)
+    merge(tmp_path / "m", tmp_path / "a", method="task-arithmetic", base=base, vocabulary="union")
+    merged = weights_of(tmp_path / "m")["model.embed_tokens.weight"]
+    assert torch.allclose(merged, model.get_input_embeddings().weight, atol=1e-6)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "m")) == count + 1
+
+
 # -- adapters alone ------------------------------------------------------------------------------------------
 
 

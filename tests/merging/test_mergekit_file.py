@@ -13,7 +13,6 @@ import yaml
 import palimpsest as pal
 from factory import make_model
 from merging.folders import config_of, make_folder, tensors_of, weights_of
-from palimpsest import registry
 from palimpsest.errors import BadInput
 from palimpsest.merging.mergekit_file import read_mergekit
 from palimpsest.merging.plan import make_plan
@@ -21,7 +20,7 @@ from palimpsest.merging.request import MergeRequest
 from palimpsest.merging.tokens import read_tokens
 
 RUN = pal.Run(device="cpu", threads=2)
-RESCALING = [n for n in ("dare", "dare-ties", "della", "della-linear", "ties") if n in registry.table()]
+RESCALING = ("dare", "dare-ties", "della", "della-linear", "ties")
 
 
 @pytest.fixture
@@ -116,6 +115,11 @@ parameters:
     assert [jobs[f"model.{n}.weight"].method.t for n in parts] == [0.5, 1, 0, 1]
     first = jobs["model.norm.weight"].models
     assert [s.model for s in first] == ["a", "b"]  # type: ignore[attr-defined]
+
+
+def test_rules_that_are_built_in_there_and_parameters_here_are_theirs(tmp_path: Path, names: list[str]) -> None:
+    request = read(tmp_path, "merge_method: sce\nbase_model: a\nmodels: [{model: b}, {model: c}]\n")
+    assert request.settings == {"select_topk": 1.0, "floor": 1e-6}
 
 
 @pytest.mark.parametrize("said", ["true", "false", None])
@@ -216,6 +220,16 @@ def test_the_tokenizer_of_a_model_is_kept_with_its_numbers(tmp_path: Path, names
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ mine }}"
 
 
+def test_the_tokenizer_of_a_model_that_gives_no_weights(tmp_path: Path, names: list[str]) -> None:
+    make_folder(tmp_path / "d", rows=3, tokens=["new", "y", "x"])
+    text = "merge_method: linear\nmodels: [{model: a}, {model: b}]\ntokenizer_source: d\nparameters: {weight: 1}\n"
+    (tmp_path / "merge.yml").write_text(text)
+    result = pal.merge(config=tmp_path / "merge.yml", out=tmp_path / "out", run=RUN)
+    a, b, merged = (weights_of(tmp_path / n)["lm_head.weight"] for n in ("a", "b", "out"))
+    assert torch.allclose(merged[1:], ((a + b) / 2)[[1, 0]]) and not merged[0].any()
+    assert any("zero in the merge: 1" in n for n in result.notes)
+
+
 def test_a_file_without_a_tokenizer_source_merges_rows_by_number_and_says_so(tmp_path: Path, names: list[str]) -> None:
     make_folder(tmp_path / "d", seed=5, tokens=["y", "x"])
     (tmp_path / "merge.yml").write_text(
@@ -252,13 +266,18 @@ FILES = {
     "{weight: [0.1, 0.9]}}, {sources: [{model: B, layer_range: [1, 2], parameters: {weight: 3}}]}]\n"
     "merge_method: linear\nparameters: {weight: 2, normalize: true}\n",
 }
-if "ties" in registry.table():
-    FILES["ties"] = (
-        FILES["task_arithmetic"]
-        .replace("lambda: 1.5", "density: [0.9, 0.5]")
-        .replace("merge_method: task_arithmetic", "merge_method: ties")
-        .replace("normalize: false", "normalize: true")
-    )
+_TASKS = FILES["task_arithmetic"]
+FILES |= {
+    "ties": _TASKS.replace("lambda: 1.5", "density: [0.9, 0.5]").replace(
+        "merge_method: task_arithmetic", "merge_method: ties"
+    ),
+    "breadcrumbs": _TASKS.replace("lambda: 1.5", "density: 0.8, gamma: 0.02").replace(
+        "merge_method: task_arithmetic", "merge_method: breadcrumbs_ties"
+    ),
+    "sce": _TASKS.replace("lambda: 1.5", "select_topk: 0.6").replace(
+        "merge_method: task_arithmetic", "merge_method: sce"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +323,7 @@ WRONG: list[tuple[str, str]] = [
     (LINEAR + "dtype: float8", r"float8"),
     (LINEAR + "out_dtype: int8", r"int8"),
     (LINEAR + "base_model: a@main", r"base_model: a revision is not read; run `hf download"),
-    (LINEAR.replace("linear", "ties" if "ties" in registry.table() else "task_arithmetic"), r"base_model: is missing"),
+    (LINEAR.replace("linear", "ties"), r"base_model: is missing"),
     ("merge_method: linear\nmodules: {x: {models: [{model: a}]}, y: {}}", r"modules: only models of one module"),
     ("merge_method: linear\nmodels: {model: a}", r"models: is no list"),
     ("merge_method: linear\nparameters: [1]\nmodels: [{model: a}]", r"parameters: is no mapping"),

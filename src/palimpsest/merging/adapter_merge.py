@@ -43,6 +43,8 @@ def merge_adapters(request: MergeRequest, folder: Path) -> tuple[int, int, int, 
             f"{method}: adapters alone are merged by {' and '.join(_METHODS)}; with --base, the whole model that they "
             "are adapters of, every method takes them and gives a whole model"
         )
+    if request.copies:
+        raise BadInput(f"--copy {request.copies[0].pattern}: is not for adapters alone; give --base for a whole model")
     adapters = [Adapter(p.model) for p in request.parts]
     _check_alike(adapters)
     weights = _weights(request, method)

@@ -29,6 +29,7 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<which>A|B|embedding_A|embedding_B)(?:\.default)?(?:\.weight)?(?P<rest>\.\w+)?"
 )
 _PREFIX = "base_model.model."
+_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.default)?)\.")
 # Kinds of adapters whose effect is another than W + B A * scale: field of adapter_config.json to what it is.
 _OTHER = {
     "use_dora": "DoRA",
@@ -93,8 +94,12 @@ class Adapter:
             if tensor.dtype not in STORED:
                 raise BadInput(f"{model.name}: tensor {tensor.name} is stored as {tensor.dtype}")
             match = _FACTOR.fullmatch(name)
+            if ".original_module." in name:
+                continue  # what PEFT writes beside a saved module of another size: the base's, not in use
             if match is None and ".lora_" not in name:
-                self.replaced[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
+                plain = _WRAPPED.sub(".", name)
+                if plain == name or plain not in self.replaced:
+                    self.replaced[plain] = tensor
             elif match is None or match["rest"]:
                 raise BadInput(f"{model.name}: tensor {tensor.name} is nothing that LoRA adapters have")
             else:

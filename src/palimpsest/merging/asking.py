@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
@@ -73,7 +73,7 @@ def read_request(
     made = tuple(Part(p.model, s, p.on) for p, s in zip(parts, own, strict=True))
     if whole is not None and whole.is_adapter:
         raise BadInput(f"--base {base}: is an adapter; the base is a whole model")
-    return MergeRequest(
+    request = MergeRequest(
         method,
         made,
         whole,
@@ -84,6 +84,9 @@ def read_request(
         adapters=chosen_adapters,
         seed=seed,
     )
+    if words.get("adapters") and made and not request.only_adapters:
+        return replace(request, notes=("--adapters has no effect: it is for adapters alone, without a whole model",))
+    return request
 
 
 def per_model(cls: Any) -> set[str]:

@@ -47,6 +47,7 @@ _WITHOUT_EFFECT = {"int8_mask": "masks are never stored"}
 _DEFAULTS: dict[str, Any] = {"density": 1.0, "lambda": 1.0, "gamma": 0.01, "epsilon": 0.15, "select_topk": 1.0}
 _DEFAULTS |= {"nuslerp_row_wise": False, "nuslerp_flatten": True, "filter_wise": False, "normalize_weights": True}
 _DEFAULTS |= {"eps": 1e-8, "max_iter": 10, "tol": 1e-5}
+_DEFAULTS |= {"floor": 1e-6}  # of SCE: a rule that is built in there, and a parameter here
 _NORMALIZED = ("linear", "ties", "della")
 _RESCALED = ("dare", "dare-ties", "della", "della-linear")
 

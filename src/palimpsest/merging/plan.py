@@ -114,7 +114,7 @@ def _check_count(cls: Any, parts: int, has_base: bool, where: str) -> None:
     else:
         count = f"{cls.fewest} models" if cls.fewest == cls.most else f"{cls.fewest} to {cls.most} models"
     among = ", the base among them" if counts else ""
-    raise BadInput(f"{cls.info.name}: takes {count.replace('1 models', '1 model')}{among}; {where}here are {total}")
+    raise BadInput(f"{cls.info.name}: takes {count.replace('1 models', '1 model')}{among}; here are {total}{where}")
 
 
 def _check_architectures(request: MergeRequest, plan: Plan) -> None:
@@ -182,7 +182,7 @@ def _check_slices(request: MergeRequest, cls: Any, weights: Sequence[Weights], b
         needed = base is not None and cls.base in ("needs", "model")
         if needed and None not in parts and len({s.first for s in made_of.sources}) != 1:
             raise BadInput(f"{where}name the layers of the base too, since those of its sources differ")
-        _check_count(cls, len([p for p in parts if p is not None]), base is not None, where)
+        _check_count(cls, len([p for p in parts if p is not None]), base is not None, f" in slice {number + 1}")
 
 
 def _layer_config(

@@ -100,9 +100,9 @@ def plan_vocabulary(request: MergeRequest, weights: Sequence[Weights], base: Wei
     first = len(weights) if base is not None else request.donor
     own = (None,) * len(models)
     how = request.vocabulary
-    if how in ("same", "unchecked") or _alike(models):
+    if how in ("same", "unchecked") or (_alike(models) and request.owner is None):
         notes = _check_same(models, outline, how == "unchecked")
-        return Vocabulary(_owner_folder(request, models[outline].folder), own, notes=notes)
+        return Vocabulary(models[outline].folder, own, notes=notes)
     if how == "common":
         return _common(models, outline, request)
     return _by_token(models, outline, first, request)
@@ -115,10 +115,6 @@ def _embedding_rows(weights: Weights) -> int:
 
 def _alike(models: Sequence[_Model]) -> bool:
     return all(m.tokens == models[0].tokens and m.rows == models[0].rows for m in models)
-
-
-def _owner_folder(request: MergeRequest, outline: Path) -> Path:
-    return request.owner.path if request.owner is not None else outline
 
 
 def _check_same(models: Sequence[_Model], outline: int, unchecked: bool) -> list[str]:
@@ -207,7 +203,7 @@ def _by_token(models: Sequence[_Model], outline: int, first: int | None, request
         notes[0] += f" and {len(added)} that only others have"
     orphans = int((np.stack(found) < 0).all(0).sum())
     if orphans:
-        notes.append(f"{orphans} tokens are in no model: their rows are zero")
+        notes.append(f"rows that no model has, zero in the merge: {orphans}")
     return Vocabulary(mine.folder, rows, first, added, _config(count, request, owner, outline), notes)
 
 
