@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import palimpsest as pal
 from factory import make_model
@@ -344,6 +346,36 @@ def test_what_is_wrong_is_named_with_file_and_field(tmp_path: Path, names: list[
     with pytest.raises(BadInput, match=problem) as caught:
         read(tmp_path, text)
     assert "merge.yml" in str(caught.value)
+
+
+LEAVES = st.sampled_from(
+    [None, True, 0, -1, 0.5, "a", "./b", "a+b", "base", "union", "weight", [], {}, [0, 1], [0, 2], "x@y"]
+)
+KEYS = ["models", "slices", "sources", "model", "layer_range", "parameters", "weight", "filter", "value", "base_model"]
+KEYS += ["dtype", "tokenizer", "tokenizer_source", "source", "chat_template", "modules", "t", "density", "normalize"]
+JUNK = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    method=st.sampled_from(["linear", "slerp", "ties", "passthrough"]),
+    body=st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=4),
+    models=st.lists(
+        st.fixed_dictionaries({"model": LEAVES}, optional={"parameters": JUNK, "layer_range": LEAVES}), max_size=3
+    ),
+    sliced=st.booleans(),
+)
+def test_no_file_whatever_raises_anything_but_bad_input(
+    tmp_path: Path, names: list[str], method: str, body: dict[str, Any], models: list[Any], sliced: bool
+) -> None:
+    said = {"merge_method": method, **body, **({"slices": [{"sources": models}]} if sliced else {"models": models})}
+    try:
+        make_plan(read(tmp_path, yaml.safe_dump(said)))
+    except BadInput as error:
+        assert "\n" not in str(error)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def read_request(
     if whole is not None and whole.is_adapter:
         raise BadInput(f"--base {base}: is an adapter; the base is a whole model")
     request = MergeRequest(
-        method,
+        method if ".py:" in method else cls.info.name,
         made,
         whole,
         shared,
