@@ -51,11 +51,11 @@ def test_the_information_of_a_softmax_is_p_times_one_minus_p() -> None:
     """Of each logit: the gradient of log p(y) is [y = k] - p_k, whose mean square over the model's draws is that."""
     probabilities = torch.tensor([0.5, 0.3, 0.2])
     network = Unigram(probabilities.log().tolist())
-    rows = [Row((0, 1), (0.0, 1.0))] * 5_000
+    rows = [Row((0, 1), (0.0, 1.0))] * 2_000
     found = fisher_information(network, rows, "model", 0)["logits"]
-    assert torch.allclose(found, probabilities * (1 - probabilities), rtol=0.06)
-    longer = fisher_information(network, [Row((0,) * 6, (0.0, 0.0, 1.0, 1.0, 1.0, 1.0))] * 1_200, "model", 0)["logits"]
-    assert torch.allclose(longer, 4 * probabilities * (1 - probabilities), rtol=0.12)  # four scored tokens
+    assert torch.allclose(found, probabilities * (1 - probabilities), rtol=0.15)
+    longer = fisher_information(network, [Row((0,) * 6, (0.0, 0.0, 1.0, 1.0, 1.0, 1.0))] * 1_000, "model", 0)["logits"]
+    assert torch.allclose(longer, 4 * probabilities * (1 - probabilities), rtol=0.2)  # four scored tokens
 
 
 def test_the_empirical_information_scores_the_datas_answers() -> None:
