@@ -146,8 +146,8 @@ def collector(request: MergeRequest) -> Any:
     cls = method_class(request)
     if not hasattr(cls, "collect"):
         return None
-    if request.slices is not None:
-        raise BadInput(f"{cls.info.name}: reads whole models; slices of them have no statistics")
+    if request.slices is not None or request.vocabulary != "same":
+        raise BadInput(f"{cls.info.name}: reads whole models of one vocabulary; slices and rows have no statistics")
     named = {f.name.rstrip("_") for f in fields(cls) if not f.metadata.get("input")}
     hints = typing.get_type_hints(cls)
     whole = {n: v for n, v in request.settings.items() if n in named and hints.get(n) != tuple[float, ...]}
