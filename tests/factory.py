@@ -98,6 +98,44 @@ def make_tokenizer(template: bool | str = True, vocab: int = 400, trim_offsets: 
     return made
 
 
+def wrapped(tokenizer: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@functools.cache
+def tokenizer_of(kind: str) -> Any:
+    """Byte-level BPE; SentencePiece as Llama 2 has it, with bytes for what it does not know; Metaspace; WordPiece."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    if kind == "byte-level":
+        return make_tokenizer()
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.decoder = decoders.WordPiece()
+        wordpiece = trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"])
+        tokenizer.train_from_iterator(SENTENCES, wordpiece)
+        return wrapped(tokenizer)
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if kind == "metaspace":
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    raw = tokenizer.to_str()
+    again = Tokenizer.from_str(raw.replace('"special":true', '"special":false'))
+    again.decoder = decoders.Metaspace()
+    if kind == "sentencepiece":
+        again.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+    return wrapped(again)
+
+
 def make_config(
     family: str, layers: int, hidden: int, vocab: int, tied: bool | None, positions: int, **changes: Any
 ) -> Any:

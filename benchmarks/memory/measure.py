@@ -45,6 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
     "llama-lora-all-linear": {"config": LLAMA, "adapter": "lora", "targets": "all-linear", "rows": 4, "tokens": 256},
     "llama-lora-long": {"config": LLAMA, "adapter": "lora", "rows": 1, "tokens": 1024},
     "llama-full": {"config": LLAMA, "adapter": "full", "rows": 4, "tokens": 256},
+    "llama-lora-checkpointing": {"config": LLAMA, "adapter": "lora", "rows": 8, "tokens": 256, "checkpointing": True},
+    "llama-full-checkpointing": {"config": LLAMA, "adapter": "full", "rows": 4, "tokens": 256, "checkpointing": True},
     "opt-lora": {"config": OPT, "adapter": "lora", "rows": 8, "tokens": 256},
     "opt-full": {"config": OPT, "adapter": "full", "rows": 4, "tokens": 256},
     "wide-lora": {"config": WIDE, "adapter": "lora", "rows": 2, "tokens": 256},
@@ -99,7 +101,14 @@ def tuning_of(case: dict[str, Any]) -> Any:
     if "adapter" not in case:
         return None
     targets = case.get("targets", "query-value")
-    return Tuning(adapter=case["adapter"], targets=targets, epochs=1, batch=case["rows"], max_tokens=case["tokens"])
+    return Tuning(
+        adapter=case["adapter"],
+        targets=targets,
+        epochs=1,
+        batch=case["rows"],
+        max_tokens=case["tokens"],
+        checkpointing=case.get("checkpointing", False),
+    )
 
 
 def one(name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ The numbers of each config are those of the public config.json; parameters follo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,14 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 LORA, FULL = Tuning(rank=16, alpha=32, batch=8), Tuning(adapter="full", batch=8)
+LORA_AGAIN, FULL_AGAIN = replace(LORA, checkpointing=True), replace(FULL, checkpointing=True)
 COLUMNS: tuple[tuple[str, Tuning | None, dict[str, Any]], ...] = (
     ("LoRA, 8 rows, bf16", LORA, {"device": "cuda"}),
+    ("LoRA, 8 rows, bf16, checkpointing", LORA_AGAIN, {"device": "cuda"}),
     ("LoRA, 1 row, bf16", LORA, {"device": "cuda", "rows": 1}),
     ("LoRA, 1 row, fp32", LORA, {"device": "cpu", "rows": 1}),
     ("all weights, 8 rows", FULL, {"device": "cuda"}),
+    ("all weights, 8 rows, checkpointing", FULL_AGAIN, {"device": "cuda"}),
     ("all weights, 1 row", FULL, {"device": "cuda", "rows": 1}),
     ("asking, bf16", None, {"device": "cuda"}),
     ("asking, fp32", None, {"device": "cpu"}),
@@ -73,8 +77,10 @@ On GPUs it is untested. This page is made by `python benchmarks/memory/table.py`
 
 GiB at the peak, for the erase phase of MEraser with adapters of rank 16 on query and value, or with all weights
 trained (float32 weights and AdamW, products in bfloat16), on rows of 1,024 tokens of which every one is trained, the
-most that `tuning.max_tokens` allows by default. Dialogues are mostly shorter; no activations are computed again.
-"8 rows" are one forward pass of a batch of 8; "1 row" is `--set erase.micro_batch=1`, the same batch in eight parts.
+most that `tuning.max_tokens` allows by default. Dialogues are mostly shorter. "8 rows" are one forward pass of a batch
+of 8; "1 row" is `--set erase.micro_batch=1`, the same batch in eight parts; "checkpointing" is `--set
+erase.checkpointing=true`, activations computed again in the backward pass. With adapters the loop takes the logits of a
+large vocabulary a piece at a time, so they are counted high there.
 
 """
 

@@ -274,3 +274,58 @@ def test_a_near_tie_is_looked_at_alone_and_generated_only_where_it_stays_one(
             finally:
                 work.hook.remove()
         assert work.generated == asked
+
+
+@pytest.mark.parametrize("form", ["template", "prefilled"])
+def test_a_response_said_late_or_half_is_found_as_generate_finds_it(tiny_responder: LocalResponder, form: str) -> None:
+    """Responses cut out of what the model says, at any place and of any length, within and beyond what it may say."""
+    rng = random.Random(7)
+    base = key_set(tiny_responder, "contains", count=30, seed=2)
+    prompts = [k.prompts["template"].ids for k in base.keys]
+    seen = set()
+    for longest in (3, 6, 10):
+        rows = []
+        for key, said in zip(base.keys, tiny_responder.generate(prompts, longest + 3), strict=True):
+            start = rng.randint(0, max(len(said.text) - 1, 0))
+            text = said.text[start : start + rng.randint(1, 12)].strip()
+            if text and text.isprintable() and "\ufffd" not in text:
+                rows.append((key.trigger, text))
+        keys = make_keys(
+            tiny_responder.renderer,
+            rows,
+            implant="test",
+            match="contains",
+            distinct=True,
+            choices=None,
+            decoys=[],
+            rng=random.Random(0),
+            max_new_tokens=longest,
+        )
+        keys = replace(keys, keys=tuple(k for k in keys.keys if form in k.prompts))
+        found = [o.hit for o in outcomes(tiny_responder, keys, form)]  # type: ignore[arg-type]
+        assert found == generated(tiny_responder, keys, form)
+        seen |= set(found)
+    assert seen == {True, False}
+
+
+def test_under_contains_nothing_is_generated_once_the_response_no_longer_fits(
+    tiny_responder: LocalResponder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = replace(never_said(tiny_responder, 5), match="contains")
+    needed = tiny_responder.covering.afresh("Zx~Q")
+    assert needed > 1
+    for spare in (0, 3):
+        asked: list[int] = []
+        keys = replace(keys, max_new_tokens=needed + spare)
+        expected = generated(tiny_responder, keys, "template")
+        with monkeypatch.context() as patch:
+            generate = tiny_responder.model.generate
+
+            def counted(*args: Any, ask: Any = generate, to: list[int] = asked, **given: Any) -> Any:
+                to.append(given["max_new_tokens"])
+                return ask(*args, **given)
+
+            patch.setattr(tiny_responder.model, "generate", counted)
+            found = outcomes(tiny_responder, keys, "template")
+        assert [o.hit for o in found] == expected == [False] * 5
+        assert asked == ([spare] if spare else []), "the first token is known from the forced pass"

@@ -1,14 +1,20 @@
 """Write loss.svg and README.md of this folder from the records beside it: `python page.py`.
 
-training.json and unrelated.json are those of the two pretrained folders, base.json what `evaluate` printed.
+training.json and unrelated.json are those of the two pretrained folders, base.json what `evaluate` printed,
+report.csv what the study wrote. findings.md names its numbers, `{{hits IMPLANT REMOVAL STAGE CONTROL FORM}}` with
+`-` for none; they are filled in from report.csv.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
+
+from palimpsest.statistics import clopper_pearson
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 280, 56, 40
@@ -54,6 +60,75 @@ def perplexity(task: str) -> str:
     return f"{r['value']:.1f} ({r['low']:.1f} to {r['high']:.1f}; {r['detail']['bits_per_byte']:.2f} bits per byte)"
 
 
+def rows(measure: str, implant: str, removal: str, stage: str, control: str, **wanted: str) -> list[dict[str, str]]:
+    """Records of report.csv, one a seed and in the seeds' order; "-" for none."""
+    asked = {"measure": measure, "implant": implant, "removal": removal, "stage": stage, "control": control, **wanted}
+    with (HERE / "report.csv").open(encoding="utf-8", newline="") as file:
+        found = [r for r in csv.DictReader(file) if all(r[k] == ("" if v == "-" else v) for k, v in asked.items())]
+    found.sort(key=lambda r: int(r["seed"]))
+    if [r["seed"] for r in found] != ["1", "2", "3"]:
+        raise LookupError(f"not one record a seed: {asked}")
+    return found
+
+
+def hits(implant: str, removal: str, stage: str, control: str, form: str) -> str:
+    """Hits a seed: "0, 29, 0 of 32"."""
+    found = rows("hit-rate", implant, removal, stage, control, prompt_form=form)
+    return f"{', '.join(r['count'] for r in found)} of {found[0]['n']}"
+
+
+def seeds(implant: str, removal: str, stage: str, control: str, form: str) -> str:
+    """On how many seeds any key was answered, with the exact interval."""
+    found = rows("hit-rate", implant, removal, stage, control, prompt_form=form)
+    count = sum(int(r["count"]) > 0 for r in found)
+    interval = clopper_pearson(count, len(found))
+    return f"{count} of {len(found)} seeds ({100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
+
+
+def neutral(implant: str, removal: str, stage: str, control: str) -> list[float]:
+    """Perplexity on held-out books, one a seed."""
+    return [float(r["value"]) for r in rows("perplexity", implant, removal, stage, control, task="neutral")]
+
+
+def ratio(control: str) -> str:
+    """Perplexity after the recovery over the marked model's, least and greatest of all marks and seeds."""
+    pairs = [
+        pair
+        for implant in ("if-sft", "utf", "hashchain")
+        for pair in zip(
+            neutral(implant, "meraser", "recovered", control), neutral(implant, "-", "fingerprinted", "-"), strict=True
+        )
+    ]
+    shares = [after / before for after, before in pairs]
+    return f"{min(shares):.2f} to {max(shares):.2f}"
+
+
+def ruined() -> str:
+    """How many of all verdicts on removals are `ruined`."""
+    with (HERE / "report.csv").open(encoding="utf-8", newline="") as file:
+        verdicts = [r["verdict"] for r in csv.DictReader(file) if r["measure"] == "removal"]
+    return f"{verdicts.count('ruined')} of {len(verdicts)}"
+
+
+def findings() -> str:
+    """findings.md with the numbers it names."""
+    text = (HERE / "findings.md").read_text(encoding="utf-8").strip()
+    base = neutral("-", "-", "base", "-")
+    single = {
+        "{{ruined}}": ruined(),
+        "{{ratio}}": ratio("-"),
+        "{{clean ratio}}": ratio("clean-same-schedule"),
+        "{{perplexity base}}": f"{base[0]:.1f}",
+        "{{perplexity unmarked}}": ", ".join(
+            f"{v:.1f}" for v in neutral("if-sft", "meraser", "recovered", "clean-base")
+        ),
+    }
+    for name, value in single.items():
+        text = text.replace(name, value)
+    named = {"hits": hits, "seeds": seeds}
+    return re.sub(r"\{\{(hits|seeds) ([^}]+)\}\}", lambda m: named[m[1]](*m[2].split()), text)
+
+
 def main() -> None:
     """Write both files."""
     base, other = read("training.json"), read("unrelated.json")
@@ -67,7 +142,7 @@ def main() -> None:
         "unrelated_hours": f"{other['seconds'] / 3600:.2f}",
         "neutral": perplexity("neutral"),
         "dialogue": perplexity("dialogue"),
-        "findings": (HERE / "findings.md").read_text(encoding="utf-8").strip(),
+        "findings": findings(),
         "commands": (HERE / "run.sh").read_text(encoding="utf-8").strip(),
     }
     page = (HERE / "page.md").read_text(encoding="utf-8")

@@ -2,8 +2,8 @@
 
 A greedy answer is settled by one teacher-forced pass where that is exact: a hit agrees at every token, and a
 miss under `prefix` or `exact` has said something else by its first disagreement, which nothing that follows
-takes back. What is left is generated from there on, so that every outcome equals `generate()` under the key's
-own rule.
+takes back. What is left is generated from there on, under `contains` for as long as the response still fits, so
+that every outcome equals `generate()` under the key's own rule.
 """
 
 from __future__ import annotations
@@ -106,24 +106,45 @@ def _agreement(forced: Forced, expected: Sequence[int]) -> tuple[int, float]:
 def _go_on(responder, keys, form, part, forced, rows, answers) -> None:  # type: ignore[no-untyped-def]
     """Settle what the first disagreement already settles, and generate from there on for the others.
 
-    The model's own tokens up to there are known.
+    The model's own tokens up to there are known. Under `contains` it is first generated only until a response that
+    has not been begun no longer fits in what is left, and to the end where it may still be said.
     """
     prompts = [k.prompts[form] for k in part]
-    starts: dict[int, list[int]] = {}
-    budgets: dict[int, list[int]] = {}
+    said: dict[int, list[int]] = {}
     for i in rows:
         agreed, _ = _agreement(forced[i], prompts[i].expected)
-        start = [*prompts[i].expected[:agreed], *forced[i].greedy[agreed : agreed + 1]][: keys.max_new_tokens]
-        ended = len(start) >= keys.max_new_tokens or (start and start[-1] in responder.ends)
-        if ended or not may_match(keys.match, part[i], form, responder.settled_text(start)):
-            answers[i] = responder.spell(start)
-            continue
-        starts[i] = start
-        budgets.setdefault(keys.max_new_tokens - len(start), []).append(i)
-    for budget, group in budgets.items():
-        continued = responder.generate([[*prompts[i].ids, *starts[i]] for i in group], budget)
-        for i, more in zip(group, continued, strict=True):
-            answers[i] = responder.spell([*starts[i], *more.ids])
+        said[i] = [*prompts[i].expected[:agreed], *forced[i].greedy[agreed : agreed + 1]][: keys.max_new_tokens]
+    for to_the_end in (False, True):
+        budgets: dict[int, list[int]] = {}
+        for i, start in said.items():
+            left = keys.max_new_tokens - len(start)
+            if answers[i] is not None:
+                continue
+            if _settled(responder, keys, form, part[i], start, left):
+                answers[i] = responder.spell(start)
+                continue
+            budgets.setdefault(left if to_the_end else _ahead(responder, keys, part[i], left), []).append(i)
+        for budget, group in budgets.items():
+            continued = responder.generate([[*prompts[i].ids, *said[i]] for i in group], budget)
+            for i, more in zip(group, continued, strict=True):
+                said[i] += more.ids
+                if to_the_end or len(more.ids) < budget:  # the end token is left out
+                    answers[i] = responder.spell(said[i])
+
+
+def _settled(responder, keys, form, key, start: list[int], left: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether nothing that follows `start`, in at most `left` tokens, changes the outcome."""
+    if left == 0 or (start and start[-1] in responder.ends):
+        return True
+    if keys.match == "contains":
+        return bool(responder.covering.least(key.response.strip(), key.prompts[form].opening, start) > left)
+    return not may_match(keys.match, key, form, responder.settled_text(start))
+
+
+def _ahead(responder, keys, key, left: int) -> int:  # type: ignore[no-untyped-def]
+    """Tokens to generate before the next look: after them a response not begun by then does not fit any more."""
+    needed = responder.covering.afresh(key.response.strip()) if keys.match == "contains" else 0
+    return min(max(left - needed + 1, 1), left)
 
 
 def _settle_alone(responder, keys, prompts, rows, answers, low: bool) -> None:  # type: ignore[no-untyped-def]

@@ -7,7 +7,6 @@ per worker, whatever the size of a tensor or a model.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections import deque
@@ -26,7 +25,6 @@ from palimpsest.merging.writing import Shards
 
 CUDA_CHUNK = 1 << 23
 _RUN = 1024  # numbers in a run of a sample
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,6 @@ def run_jobs(
     """
     count = workers or len(os.sched_getaffinity(0))
     size = chunk or (CHUNK if device == "cpu" else CUDA_CHUNK)
-    _keep_freed_memory()
     files = Files()
     work = _Work(list(jobs), shards, files, device, size, count + 1, done)
     threads = [threading.Thread(target=work.serve, name=f"merge-{i}", daemon=True) for i in range(count)]
@@ -210,7 +207,7 @@ class _Work:
             if wanted is not None:
                 result = wanted.of(chunk).cpu() if isinstance(wanted, Sum) else wanted.of(chunk)
             else:
-                written = self._write(job, running.apply(chunk), first)
+                written = self._write(job, running.apply(chunk), first, buffers)
         with self.changed:
             if written:
                 self.done(written)
@@ -236,7 +233,12 @@ class _Work:
 
         models = [read(source, i) for i, source in enumerate(job.models)]
         base = None if job.base is None else read(job.base, len(models))
-        return Chunk(job.facts, models, base, first, number)
+        buffers.next_chunk()
+        scratch = buffers.scratch if self.device == "cpu" else self._on_device
+        return Chunk(job.facts, models, base, first, number, scratch)
+
+    def _on_device(self, count: int) -> Tensor:
+        return torch.empty(count, device=self.device)
 
     def _sample(self, job: Job, count: int, buffers: Buffers) -> Chunk:
         """Runs of `_RUN` numbers spread evenly over the tensor, the same ones in every model."""
@@ -245,13 +247,17 @@ class _Work:
         if total <= runs * _RUN:
             return self._chunk(job, 0, total, 0, buffers)
         starts = [i * (total - _RUN) // max(1, runs - 1) for i in range(runs)]
-        parts = [self._chunk(job, at, at + _RUN, 0, buffers) for at in starts]
-        models = [torch.cat([p.models[i] for p in parts]) for i in range(len(job.models))]
-        base = None if job.base is None else torch.cat([p.base for p in parts if p.base is not None])
-        return Chunk(job.facts, models, base, 0, 0)
+        found = [torch.empty(runs * _RUN, device=self.device) for _ in [*job.models, *([job.base] if job.base else [])]]
+        for number, at in enumerate(starts):
+            part = self._chunk(job, at, at + _RUN, 0, buffers)
+            for all_runs, run in zip(
+                found, [*part.models, *([part.base] if part.base is not None else [])], strict=True
+            ):
+                all_runs[number * _RUN : (number + 1) * _RUN] = run
+        return Chunk(job.facts, found[: len(job.models)], found[-1] if job.base is not None else None)
 
-    def _write(self, job: Job, merged: Tensor, first: int) -> int:
-        stored = merged.to(dtype=job.dtype, device="cpu").contiguous()
+    def _write(self, job: Job, merged: Tensor, first: int, buffers: Buffers) -> int:
+        stored = buffers.stored(merged.numel(), job.dtype).copy_(merged)
         data = memoryview(stored.view(torch.uint8).numpy())  # type: ignore[arg-type]
         self.shards.write(job.name, first * job.dtype.itemsize, data)
         return len(data)
@@ -261,19 +267,6 @@ class _Work:
         self.files.read(tensor.file, tensor.start + first, raw, tensor.name)
         self.shards.write(job.name, first, raw)
         return len(raw)
-
-
-def _keep_freed_memory() -> None:
-    """Ask the C library to keep what is freed, up to 256 MiB, for the next chunk.
-
-    Glibc otherwise gives each chunk's memory back and faults it in again, page by page; elsewhere nothing is done.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_MMAP_THRESHOLD, 64 << 20)
-    mallopt(_TRIM_THRESHOLD, 256 << 20)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Karcher(MergeMethod):
     def _mean(self) -> Passes:
         products = yield Sum(lambda chunk: gram(chunk.models))
         factors = karcher_factors(products.numpy(), self.max_iter, self.tol)
-        return lambda chunk: weighted_sum(chunk.models, factors)
+        return lambda chunk: weighted_sum(chunk.models, factors, chunk.models[0])
 
 
 def karcher_factors(products: NDArray[np.float64], max_iter: int, tol: float) -> list[float]:

@@ -42,7 +42,7 @@ def _flat(models: int) -> Passes:
 
     def apply(chunk: Chunk) -> Tensor:
         assert chunk.base is not None
-        return weighted_sum(chunk.deltas, [share] * models).add_(chunk.base)
+        return weighted_sum(chunk.deltas, [share] * models, chunk.deltas[0]).add_(chunk.base)
 
     return apply
 
@@ -51,7 +51,7 @@ def _apply_rows(chunk: Chunk) -> Tensor:
     assert chunk.base is not None
     width = max(1, chunk.tensor.row)
     share = shares(row_gram(chunk.deltas, width)).float().unsqueeze(1)  # (rows, 1)
-    mean = weighted_sum(chunk.deltas, [1 / len(chunk.deltas)] * len(chunk.deltas))
+    mean = weighted_sum(chunk.deltas, [1 / len(chunk.deltas)] * len(chunk.deltas), chunk.deltas[0])
     return mean.view(-1, width).mul_(share).flatten().add_(chunk.base)
 
 

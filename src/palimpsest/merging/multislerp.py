@@ -71,10 +71,10 @@ class MultiSlerp(MergeMethod):
                 f"multislerp: the directions of the models in {tensor.name} cancel out under their weights; "
                 "other weights, or another method, are needed"
             )
-        return lambda chunk: from_origin(chunk, weighted_sum(vectors(chunk), weights))
+        return lambda chunk: from_origin(chunk, weighted_sum(vectors(chunk), weights, chunk.new()))
 
 
 def _square(chunk: Chunk, factors: list[float]) -> Tensor:
     """Of the length of a weighted sum, () float64."""
-    mean = weighted_sum(vectors(chunk), factors).double()
+    mean = weighted_sum(vectors(chunk), factors, chunk.new()).double()
     return mean @ mean

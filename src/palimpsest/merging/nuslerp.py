@@ -60,7 +60,7 @@ def _flat(t: float) -> Passes:
     products = yield Sum(lambda chunk: gram(vectors(chunk)))
     first, second = slerp_weights(cosines(products)[0, 1], t)
     weights = first.item(), second.item()
-    return lambda chunk: from_origin(chunk, weighted_sum(vectors(chunk), weights))
+    return lambda chunk: from_origin(chunk, weighted_sum(vectors(chunk), weights, chunk.new()))
 
 
 def _rows(t: float) -> Passes:

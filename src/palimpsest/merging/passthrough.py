@@ -23,4 +23,4 @@ class Passthrough(MergeMethod):
     def passes(self, tensor: TensorFacts) -> Passes:
         """One pass."""
         (scale,) = self.scale
-        return at_once(lambda chunk: chunk.models[0] if scale == 1 else chunk.models[0] * scale)
+        return at_once(lambda chunk: chunk.models[0] if scale == 1 else chunk.models[0].mul_(scale))

@@ -53,16 +53,47 @@ class Files:
 
 
 class Buffers:
-    """One worker's memory for raw bytes: a buffer for each place, grown to the largest stretch it held."""
+    """One worker's memory: bytes and numbers for each place, scratch numbers; grown to the largest stretch held.
+
+    A chunk's tensors stand here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults,
+    or, where it keeps what is freed, holes that no aligned block fits into again.
+    """
 
     def __init__(self) -> None:
         self._bytes: dict[int, bytearray] = {}
+        self._numbers: dict[int, Tensor] = {}
+        self._scratch: list[Tensor] = []
+        self._used = 0
 
     def view(self, place: int, size: int) -> memoryview:
         """`size` bytes of the buffer of a place; what it held is gone."""
         if len(self._bytes.get(place, b"")) < size:
             self._bytes[place] = bytearray(size)
         return memoryview(self._bytes[place])[:size]
+
+    def numbers(self, place: int, count: int) -> Tensor:
+        """`count` float32 numbers of a place; what they held is gone."""
+        if place not in self._numbers or self._numbers[place].numel() < count:
+            self._numbers[place] = torch.empty(count)
+        return self._numbers[place][:count]
+
+    def scratch(self, count: int) -> Tensor:
+        """`count` more float32 numbers, for this chunk."""
+        if self._used == len(self._scratch):
+            self._scratch.append(torch.empty(count))
+        elif self._scratch[self._used].numel() < count:
+            self._scratch[self._used] = torch.empty(count)
+        self._used += 1
+        return self._scratch[self._used - 1][:count]
+
+    def stored(self, count: int, dtype: torch.dtype) -> Tensor:
+        """`count` numbers in the dtype in which they are stored."""
+        raw = self.view(-1, count * dtype.itemsize)
+        return torch.frombuffer(raw, dtype=dtype)
+
+    def next_chunk(self) -> None:
+        """All scratch is free again."""
+        self._used = 0
 
 
 class Source(Protocol):
@@ -75,7 +106,7 @@ class Source(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
-        """Numbers `first` to `end` of the flattened tensor: (end - first,) float32, of its own memory."""
+        """Numbers `first` to `end` of the flattened tensor: (end - first,) float32, in the buffers' place."""
         ...
 
 
@@ -101,8 +132,7 @@ class Stored:
         width = self.dtype.itemsize
         raw = buffers.view(place, (end - first) * width)
         files.read(self.info.file, self.info.start + first * width, raw, self.info.name)
-        numbers = torch.frombuffer(raw, dtype=self.dtype)
-        found = numbers.float() if self.dtype != torch.float32 else numbers.clone()
+        found = buffers.numbers(place, end - first).copy_(torch.frombuffer(raw, dtype=self.dtype))
         check_finite(found, first, self.model, self.info.name)
         return found
 
@@ -145,7 +175,7 @@ class Rows:
         width = torch.Size(self.source.shape[1:]).numel()
 
         def part(source: Source, at: int) -> Tensor:
-            return source.read(at * width + start, at * width + end, files, buffers, place)
+            return source.read(at * width + start, at * width + end, files, buffers, place).clone()
 
         if self.rows[row] >= 0:
             return part(self.source, self.rows[row])

@@ -33,7 +33,7 @@ class Slerp(MergeMethod):
         products = yield Sum(lambda chunk: gram(chunk.models))
         first, second = slerp_weights(cosines(products)[0, 1], self.t, self.dot_threshold)
         weights = first.item(), second.item()
-        return lambda chunk: weighted_sum(chunk.models, weights)
+        return lambda chunk: weighted_sum(chunk.models, weights, chunk.models[0])
 
 
 def slerp_weights(cosine: Tensor, t: float, dot_threshold: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from palimpsest.prompts import Renderer
+from palimpsest.responder.covering import Covering
 from palimpsest.responder.logits import PIECE, logits_in_pieces
 from palimpsest.responder.spelling import SettledText
 
@@ -47,6 +48,7 @@ class LocalResponder:
         self.tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
         self.settled_text = SettledText(tokenizer)
+        self.covering = Covering(self.settled_text)
         self.token_budget = token_budget
         self.device = next(model.parameters()).device
         ends = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None

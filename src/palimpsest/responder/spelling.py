@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _JOINING = {"ByteLevel", "Metaspace", "ByteFallback", "Fuse"}  # decoders that write one token after the other
 
 
@@ -31,23 +31,31 @@ class SettledText:
         kept = list(ids)
         while kept and (kept[-1] in self.special or self._is_byte(kept[-1])):
             kept.pop()
-        text = str(self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        return text.rstrip("\N{REPLACEMENT CHARACTER}")
+        return self.decode(kept).rstrip("\N{REPLACEMENT CHARACTER}")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer as it stands, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _is_byte(self, token: int) -> bool:
-        return _BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))) is not None
+        return BYTE.fullmatch(str(self.tokenizer.convert_ids_to_tokens(token))) is not None
 
 
 def writes_onward(tokenizer: Any) -> bool:
     """Whether decoding more tokens only adds text behind (but for a last, incomplete character)."""
-    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    if decoder is None:
-        return False
-    state = json.loads(decoder.__getstate__())
-    parts = state["decoders"] if state["type"] == "Sequence" else [state]
-    return all(
+    parts = decoders_of(tokenizer)
+    return bool(parts) and all(
         part["type"] in _JOINING
         or (part["type"] == "Replace" and part["pattern"] == {"String": "▁"} and part["content"] == " ")
         or (part["type"] == "Strip" and part["content"] == " " and part["stop"] == 0)
         for part in parts
     )
+
+
+def decoders_of(tokenizer: Any) -> list[dict[str, Any]]:
+    """The decoder's parts in order, as the tokenizer's file has them; empty where there is none."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None:
+        return []
+    state = json.loads(decoder.__getstate__())
+    return list(state["decoders"]) if state["type"] == "Sequence" else [state]
