@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.load import complete_config, copy_tokenizer
 from palimpsest.checkpoint.output import new_folder
 from palimpsest.merging.engine import run_jobs
-from palimpsest.merging.plan import Plan, make_plan
+from palimpsest.merging.plan import Plan, collector, make_plan
 from palimpsest.merging.request import MergeRequest
+from palimpsest.merging.statistics import Statistics
 from palimpsest.merging.writing import LARGEST_SHARD, Shards
 from palimpsest.method import Context
 
@@ -44,8 +46,16 @@ def merge_to_folder(
     digests: whether the lineage names the parents' digests (which reads them once more unless they are known).
     Raises BadInput for whatever does not fit, before anything is written where headers tell it.
     """
-    plan = make_plan(request)
-    with new_folder(out, force) as folder:
+    method = collector(request)
+    statistics = None if method is None else Statistics()
+    plan = make_plan(request, statistics)
+    with new_folder(out, force) as folder, ExitStack() as stack:
+        if statistics is not None:
+            statistics.folder = folder / "statistics"
+            statistics.folder.mkdir()
+            stack.callback(shutil.rmtree, statistics.folder)
+            stack.callback(statistics.close)
+            method.collect([p.model for p in request.parts], statistics, ctx)
         started = time.monotonic()
         _write_weights(request, plan, folder, ctx, largest_shard)
         seconds = time.monotonic() - started

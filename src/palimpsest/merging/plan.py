@@ -85,8 +85,11 @@ class _Wanted:
     depth: float
 
 
-def make_plan(request: MergeRequest) -> Plan:
-    """The jobs of a merge. Raises BadInput for whatever does not fit, naming model and tensor."""
+def make_plan(request: MergeRequest, statistics: Any = None) -> Plan:
+    """The jobs of a merge. Raises BadInput for whatever does not fit, naming model and tensor.
+
+    statistics: those of a method that collects some (`collector`), which may be filled later.
+    """
     cls = method_class(request)
     weights = [Weights(p.model) for p in request.parts]
     base = None if request.base is None else Weights(request.base)
@@ -103,7 +106,7 @@ def make_plan(request: MergeRequest) -> Plan:
     slices = request.slices or (_all_layers(request, outline),)
     if request.slices is not None:
         plan.config["num_hidden_layers"] = sum(s.sources[0].end - s.sources[0].first for s in slices)
-    maker = _Maker(request, cls, weights, base)
+    maker = _Maker(request, cls, weights, base, statistics)
     for wanted in _wanted(slices, weights, base, outline, untied):
         maker.add(wanted, outline, plan)
     plan.notes.extend(maker.notes)
@@ -136,6 +139,19 @@ def method_class(request: MergeRequest) -> Any:
             f"{name}: takes {count} models{', the base among them' if cls.base == 'model' else ''}; here are {wrong[0]}"
         )
     return cls
+
+
+def collector(request: MergeRequest) -> Any:
+    """The method with the settings of the whole merge, where it collects statistics of data first; else None."""
+    cls = method_class(request)
+    if not hasattr(cls, "collect"):
+        return None
+    if request.slices is not None or request.vocabulary != "same":
+        raise BadInput(f"{cls.info.name}: reads whole models of one vocabulary; slices and rows have no statistics")
+    named = {f.name.rstrip("_") for f in fields(cls) if not f.metadata.get("input")}
+    hints = typing.get_type_hints(cls)
+    whole = {n: v for n, v in request.settings.items() if n in named and hints.get(n) != tuple[float, ...]}
+    return build(cls, settings=whole, inputs=dict(request.inputs))
 
 
 def _allowed(cls: Any, models: int) -> bool:
@@ -217,11 +233,13 @@ def _moved(name: str, layer: int) -> str:
 class _Maker:
     """Makes the job of one tensor: sources, parameters, dtype."""
 
-    def __init__(self, request: MergeRequest, cls: Any, weights: Sequence[Weights], base: Weights | None) -> None:
-        self.request, self.cls, self.weights, self.base = request, cls, weights, base
+    def __init__(
+        self, request: MergeRequest, cls: Any, weights: Sequence[Weights], base: Weights | None, statistics: Any
+    ) -> None:
+        self.request, self.cls, self.weights, self.base, self.statistics = request, cls, weights, base, statistics
         self.notes: list[str] = []
         hints = typing.get_type_hints(cls)
-        self.names = [f.name for f in fields(cls)]
+        self.names = [f.name for f in fields(cls) if not f.metadata.get("input")]
         self.for_each = {n for n in self.names if hints[n] == tuple[float, ...]}
         self.built: dict[str, Any] = {}
         for given in (request.settings, *(p.settings for p in request.parts)):
@@ -246,7 +264,8 @@ class _Maker:
             models, origin = [origin, *models], None
         dtype = self._dtype([*models, *([origin] if origin is not None else [])])
         method = self._method(wanted, [s for s, _ in sources])
-        facts = TensorFacts(wanted.name, everyone[0].shape, len(models), origin is not None, self.request.seed)
+        has_base = origin is not None
+        facts = TensorFacts(wanted.name, everyone[0].shape, len(models), has_base, self.request.seed, self.statistics)
         plan.add(Job(stored, facts, method, models, origin, dtype), STORED_NAMES[dtype])
 
     def _of(self, part: int | None) -> Weights:

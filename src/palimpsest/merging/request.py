@@ -50,6 +50,7 @@ class MergeRequest:
     """A merge. `method` is a name of the method table; `dtype` what is stored (None: what holds all inputs).
 
     slices: None takes all layers of all models. vocabulary: what to do where tokenizers differ (see `vocabulary`).
+    inputs: what the method takes besides models and settings, by the name of its field.
     """
 
     method: str
@@ -61,6 +62,7 @@ class MergeRequest:
     dtype: str | None = None
     vocabulary: Vocabulary = "same"
     seed: int = 0
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def models(self) -> list[Checkpoint]:
