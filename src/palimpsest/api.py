@@ -201,7 +201,7 @@ def merge(
 
     models: each a reference, `(reference, weight)`, or text `reference:weight`; `whole+adapter` is a LoRA adapter on
     its model. config: a mergekit YAML file instead of method, models and `said`, which is `base`, `settings`,
-    `copies`, `dtype`, `vocabulary` and `adapters` (`merging.asking.Words`). digests: of the parents in the lineage.
+    `copies`, `dtype`, `vocabulary`, `adapters`, `data` (`merging.asking.Words`). digests: of parents in the lineage.
     """
     from palimpsest.merging.asking import asked_for
     from palimpsest.merging.folder import merge_to_folder

@@ -53,11 +53,20 @@ def test_levels_rise_with_rank_and_average_to_the_density(row: int, density: flo
     assert levels.mean() / FULL == pytest.approx(density, abs=1e-8)
 
 
-@given(st.lists(st.sampled_from([0.0, 1e-45, 1.0, 2.0, 3e38]), min_size=1, max_size=40), st.integers(1, 4))
+@given(st.lists(st.sampled_from([0.0, 1e-45, 1.0, 1 + 2**-23, 2.0, 3e38]), min_size=1, max_size=40), st.integers(1, 4))
 def test_ranks_are_those_of_a_stable_sort_within_rows(values: list[float], rows: int) -> None:
     matrix = np.stack([np.roll(np.array(values, np.float32), i) for i in range(rows)])
     level = np.arange(len(values), dtype=np.uint32) + 7
     ranks = by_rank(matrix, level) - 7
+    assert np.array_equal(ranks, np.argsort(np.argsort(matrix, axis=1, kind="stable"), axis=1))
+
+
+@pytest.mark.parametrize("row", [2, 3, 896, 1024, 1025])
+def test_rows_that_end_in_zeros_are_ranked_as_the_others_are(row: int) -> None:
+    made = np.random.default_rng(row)
+    matrix = np.abs(made.standard_normal((6, row))).astype(np.float32)
+    matrix[::2] = matrix[::2].astype(np.float16)  # 11 bits: many equal
+    ranks = by_rank(matrix, np.arange(row, dtype=np.uint32))
     assert np.array_equal(ranks, np.argsort(np.argsort(matrix, axis=1, kind="stable"), axis=1))
 
 

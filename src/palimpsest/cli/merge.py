@@ -62,6 +62,7 @@ def merge(
     adapters: Annotated[
         str | None, typer.Option(help="Adapters alone into an adapter: by delta (exact, the default) or by factor.")
     ] = None,
+    data: opt.Data = None,
     digests: Annotated[
         bool, typer.Option("--digests/--no-digests", help="Whether the lineage names the parents' digests.")
     ] = True,
@@ -94,6 +95,7 @@ def merge(
         dtype=dtype,
         vocabulary=vocabulary,
         adapters=adapters,
+        data=data or (),
         digests=digests,
         shard_bytes=_bytes(shard_size),
         force=force,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, get_type_hints
+from typing import Any, TypedDict
 
 from palimpsest import registry
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.errors import BadInput, nearest
+from palimpsest.merging.jobs import per_model
 from palimpsest.merging.parameters import from_words, own_settings
 from palimpsest.merging.request import VOCABULARIES, Adapters, Copy, MergeRequest, Part
-from palimpsest.method import spoken
+from palimpsest.method import input_fields
 
 Reference = str | Path | Checkpoint
 _DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"}
@@ -25,7 +26,7 @@ class Words(TypedDict, total=False):
     settings: parameters of the method; a tuple has one value for each model, a list of numbers is a gradient over the
     layers, `[{"filter": ..., "value": ...}]` or a key such as `density@mlp` differs by tensor. copies: `pattern` or
     `pattern=model`, tensors taken as they are. dtype: what is stored. vocabulary: same, common, base or union.
-    adapters: delta or factor.
+    adapters: delta or factor. data: dialogues for methods that read some, of all models or one for each.
     """
 
     base: Reference | None
@@ -34,6 +35,7 @@ class Words(TypedDict, total=False):
     dtype: str | None
     vocabulary: str | None
     adapters: str | None
+    data: Sequence[str | Path]
 
 
 def asked_for(
@@ -84,15 +86,22 @@ def read_request(
         adapters=chosen_adapters,
         seed=seed,
     )
+    request, notes = _with_data(request, cls, words.get("data", ())), []
+    if words.get("data") and not request.inputs:
+        notes.append(f"--data is not needed by {cls.info.name}")
     if words.get("adapters") and made and not request.only_adapters:
-        return replace(request, notes=("--adapters has no effect: it is for adapters alone, without a whole model",))
-    return request
+        notes.append("--adapters has no effect: it is for adapters alone, without a whole model")
+    return replace(request, notes=tuple(notes))
 
 
-def per_model(cls: Any) -> set[str]:
-    """Parameters that have a value for each model."""
-    hints = get_type_hints(cls)
-    return {spoken(f.name) for f in fields(cls) if hints[f.name] == tuple[float, ...]}
+def _with_data(request: MergeRequest, cls: Any, data: Sequence[str | Path]) -> MergeRequest:
+    """The request with dialogues, where they are given and the method takes some."""
+    if not data or "data" not in input_fields(cls):
+        return request
+    from palimpsest.data import load_dialogues
+
+    sets = tuple(load_dialogues(d) for d in data)
+    return replace(request, inputs={"data": sets[0] if len(sets) == 1 else sets})
 
 
 def one_of(option: str, value: str, valid: Sequence[str]) -> Any:

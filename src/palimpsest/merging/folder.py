@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from palimpsest.checkpoint.output import is_full_disk, new_folder
 from palimpsest.errors import BadInput
 from palimpsest.merging.adapter_merge import merge_adapters
 from palimpsest.merging.engine import run_jobs
-from palimpsest.merging.plan import Plan, make_plan
+from palimpsest.merging.plan import Plan, collector, make_plan
 from palimpsest.merging.request import MergeRequest, check_out
+from palimpsest.merging.statistics import Statistics
 from palimpsest.merging.tokens import chosen_template, write_tokenizer
 from palimpsest.merging.writing import LARGEST_SHARD, Shards
 from palimpsest.method import Context
@@ -57,9 +59,17 @@ def merge_to_folder(
         check_out(request, out)
     if request.parts and request.only_adapters:
         return _adapters_to_folder(request, out, force, digests)
-    plan = make_plan(request)
+    method = collector(request)
+    statistics = None if method is None else Statistics()
+    plan = make_plan(request, statistics)
     template = chosen_template(request.chat_template, [p.tokenizer for p in request.parts])
-    with new_folder(out, force) as folder:
+    with new_folder(out, force) as folder, ExitStack() as stack:
+        if statistics is not None:
+            statistics.folder = folder / "statistics"
+            statistics.folder.mkdir()
+            stack.callback(shutil.rmtree, statistics.folder)
+            stack.callback(statistics.close)
+            method.collect([p.model for p in request.parts], statistics, ctx)
         started = time.monotonic()
         try:
             _write_weights(request, plan, folder, ctx, largest_shard or LARGEST_SHARD)

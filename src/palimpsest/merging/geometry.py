@@ -13,7 +13,7 @@ from torch import Tensor
 
 from palimpsest.merging.passes import Chunk
 
-UNDETERMINED = 1e-7  # of |cosine| below 1: what products with an error of 1e-8 can no longer tell apart
+UNDETERMINED = 1e-6  # of |cosine| below 1: more than the error of products, and of no consequence to parallel vectors
 
 
 def vectors(chunk: Chunk) -> list[Tensor]:

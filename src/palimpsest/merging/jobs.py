@@ -52,9 +52,10 @@ class Maker:
         base: Weights | None,
         outline: Weights,
         vocabulary: Vocabulary,
+        statistics: Any = None,
     ) -> None:
         self.request, self.cls, self.weights, self.base, self.outline = request, cls, weights, base, outline
-        self.vocabulary = vocabulary
+        self.vocabulary, self.statistics = vocabulary, statistics
         self.takes_base = base is not None and cls.base != "none"
         self.notes: list[str] = []
         hints = typing.get_type_hints(cls)
@@ -89,7 +90,8 @@ class Maker:
             models, origin = [origin, *models], None
         dtype = self._dtype([*models, *([origin] if origin is not None else [])])
         method = self._method(wanted, stretches)
-        facts = TensorFacts(wanted.name, models[0].shape, len(models), origin is not None, self.request.seed)
+        has_base = origin is not None
+        facts = TensorFacts(wanted.name, models[0].shape, len(models), has_base, self.request.seed, self.statistics)
         job = Job(stored, facts, method, models, origin, dtype)
         return job, Slot(stored, STORED_NAMES[dtype], facts.shape, job.bytes_out)
 
@@ -200,6 +202,12 @@ class Maker:
             return None
         default = next(f.default for f in fields(self.cls) if spoken(f.name) == name)
         return [default[0] if v is None else v for v in values]  # type: ignore[index]
+
+
+def per_model(cls: Any) -> set[str]:
+    """Parameters that have a value for each model."""
+    hints = typing.get_type_hints(cls)
+    return {spoken(f.name) for f in fields(cls) if hints[f.name] == tuple[float, ...]}
 
 
 def spoken_names(names: Any) -> list[str]:

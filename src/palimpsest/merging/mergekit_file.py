@@ -17,7 +17,8 @@ import yaml
 from palimpsest import registry
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.errors import BadInput, nearest
-from palimpsest.merging.asking import per_model, read_dtype, read_part
+from palimpsest.merging.asking import read_dtype, read_part
+from palimpsest.merging.jobs import per_model
 from palimpsest.merging.parameters import layered
 from palimpsest.merging.parameters import resolve as resolve_setting
 from palimpsest.merging.request import MergeRequest, Part, Slice, Stretch, Vocabulary

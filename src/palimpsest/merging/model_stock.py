@@ -16,7 +16,7 @@ from palimpsest.method import method, param
 @method("merges", "model-stock", paper="arXiv 2403.19522")
 @dataclass(frozen=True)
 class ModelStock(MergeMethod):
-    """t * mean of models + (1 - t) * base, t = k cos / (1 + (k - 1) cos) for k models (equation 2, section 4.2).
+    """t * mean of models + (1 - t) * base, t = k cos / (1 + (k - 1) cos) for k models.
 
     cos is the mean cosine of all pairs of task vectors, of a tensor, or of each row with `filter_wise`. Where the
     denominator is zero (fine-tunes that balance out), the base stays. Models that disagree (cos < 0) have t < 0.

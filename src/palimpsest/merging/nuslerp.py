@@ -82,18 +82,22 @@ def _columns(t: float, tensor: TensorFacts) -> Passes:
 
     def apply(chunk: Chunk) -> Tensor:
         lead = chunk.first % width
-        rows = -(-(lead + chunk.count) // width)
-        first, second = (f.to(chunk.models[0].device).expand(rows, width).flatten()[lead:] for f in factors)
-        one, other = vectors(chunk)
-        return from_origin(chunk, one * first[: chunk.count] + other * second[: chunk.count])
+        one, other = (_in_rows(v, lead, width) for v in vectors(chunk))
+        first, second = (f.to(one.device) for f in factors)
+        merged = (one * first).addcmul_(other, second).flatten()
+        return from_origin(chunk, merged[lead : lead + chunk.count])
 
     return apply
 
 
 def _column_products(both: list[Tensor], lead: int, width: int) -> Tensor:
     """(3, columns) float64: first with first, first with second, second with second; `lead` numbers into a row."""
-    first, second = both
-    rows = -(-(lead + len(first)) // width)
-    products = torch.stack([first * first, first * second, second * second])
-    padded = functional.pad(products, (lead, rows * width - lead - len(first)))
-    return padded.view(3, rows, width).sum(1, dtype=torch.float64)
+    first, second = (_in_rows(v, lead, width) for v in both)
+    return torch.stack([(a * b).sum(0).double() for a, b in ((first, first), (first, second), (second, second))])
+
+
+def _in_rows(vector: Tensor, lead: int, width: int) -> Tensor:
+    """A stretch that begins `lead` numbers into a row, (rows, width): zeros where it does not reach."""
+    behind = -(lead + len(vector)) % width
+    whole = functional.pad(vector, (lead, behind)) if lead or behind else vector
+    return whole.view(-1, width)

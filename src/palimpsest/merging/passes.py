@@ -33,6 +33,7 @@ class TensorFacts:
     """What a method may know of a tensor before it reads it.
 
     shape: of the merged tensor. seed: of the run; random methods draw from (seed, name, model, position).
+    statistics: what a method with `collect` found in data (see `statistics`).
     """
 
     name: str
@@ -40,6 +41,7 @@ class TensorFacts:
     models: int
     has_base: bool = True
     seed: int = 0
+    statistics: Any = None
 
     @property
     def count(self) -> int:

@@ -6,7 +6,7 @@ Everything that can be known from configurations and headers is checked here, be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from palimpsest import registry
 from palimpsest.errors import BadInput, nearest
 from palimpsest.merging.adapters import AdaptedWeights, Factors
 from palimpsest.merging.engine import Job
-from palimpsest.merging.jobs import DTYPES, Maker, Wanted
+from palimpsest.merging.jobs import DTYPES, Maker, Wanted, per_model
 from palimpsest.merging.parameters import fits
 from palimpsest.merging.request import MergeRequest, Slice, Stretch
 from palimpsest.merging.vocabulary import Vocabulary, plan_vocabulary
 from palimpsest.merging.weights import LAYER, Weights, moved
 from palimpsest.merging.writing import Slot
+from palimpsest.method import build, spoken
 
 _ALIKE = ("rope_theta", "rope_parameters", "rope_scaling", "rms_norm_eps", "hidden_act", "sliding_window")
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -42,8 +43,11 @@ class Plan:
     vocabulary: Vocabulary = field(default_factory=lambda: Vocabulary(Path(), ()))
 
 
-def make_plan(request: MergeRequest) -> Plan:
-    """The jobs of a merge. Raises BadInput for whatever does not fit, naming model and tensor."""
+def make_plan(request: MergeRequest, statistics: Any = None) -> Plan:
+    """The jobs of a merge. Raises BadInput for whatever does not fit, naming model and tensor.
+
+    statistics: those of a method that collects some (`collector`), which may be filled later.
+    """
     cls = method_class(request)
     if request.dtype is not None and request.dtype not in DTYPES:
         raise BadInput(f"--dtype {request.dtype}: is not stored{nearest(request.dtype, DTYPES, 'dtype')}")
@@ -68,7 +72,7 @@ def make_plan(request: MergeRequest) -> Plan:
     if request.slices is not None:
         _check_slices(request, cls, weights, base)
         plan.config |= _layer_config(slices, outline, weights, base)
-    maker = Maker(request, cls, weights, base, outline, plan.vocabulary)
+    maker = Maker(request, cls, weights, base, outline, plan.vocabulary, statistics)
     for wanted in _wanted(request, slices, weights, base, outline, untied):
         job, slot = maker.make(wanted)
         plan.jobs.append(job)
@@ -102,6 +106,18 @@ def method_class(request: MergeRequest) -> Any:
     if request.slices is None:
         _check_count(cls, len(request.parts), has_base, "")
     return cls
+
+
+def collector(request: MergeRequest) -> Any:
+    """The method with the settings of the whole merge, where it collects statistics of data first; else None."""
+    cls = method_class(request)
+    if not hasattr(cls, "collect"):
+        return None
+    if request.slices is not None or request.vocabulary not in ("same", "unchecked"):
+        raise BadInput(f"{cls.info.name}: reads whole models of one vocabulary; slices and rows have no statistics")
+    named = {spoken(f.name) for f in fields(cls) if not f.metadata.get("input")} - per_model(cls)
+    whole = {n: v for n, v in request.settings.items() if n in named}
+    return build(cls, settings=whole, inputs=dict(request.inputs))
 
 
 def _check_count(cls: Any, parts: int, has_base: bool, where: str) -> None:

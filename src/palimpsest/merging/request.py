@@ -71,7 +71,8 @@ class MergeRequest:
     slices: None takes all layers of all models. vocabulary: what to do where tokenizers differ (see `vocabulary`).
     donor: where there is no base, the part that gives configuration and tokenizer; None is the first. owner: the model
     whose vocabulary the merge has, where that is not the outline's. adapters: how adapters become an adapter.
-    chat_template: None keeps the tokenizer's. notes: what the reading of a file has to say.
+    chat_template: None keeps the tokenizer's. inputs: what the method takes besides models and settings, by the name of
+    its field. notes: what the reading of a file has to say.
     """
 
     method: str
@@ -87,6 +88,7 @@ class MergeRequest:
     owner: Checkpoint | None = None
     adapters: Adapters = "delta"
     chat_template: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,7 +97,7 @@ class MergeRequest:
         return [*(p.ground for p in self.parts), *([self.base] if self.base is not None else [])]
 
     @property
-    def inputs(self) -> list[Checkpoint]:
+    def folders(self) -> list[Checkpoint]:
         """Every folder that is read."""
         return [*(p.model for p in self.parts), *self.models]
 
@@ -113,7 +115,7 @@ class MergeRequest:
 def check_out(request: MergeRequest, out: Path) -> None:
     """BadInput where writing `out` would write into an input, or replace one."""
     target = out.absolute().resolve()
-    for model in request.inputs:
+    for model in request.folders:
         folder = model.path.resolve()
         if target == folder or folder in target.parents:
             raise BadInput(f"--out {out}: lies in the input {model.name} ({model.path}); name a folder outside of it")
