@@ -139,6 +139,19 @@ def test_adapters(models: dict[str, torch.Tensor]) -> None:
     assert "--adapters both: is not valid" in refused("-m", "lora1", "-m", "lora2", "--adapters", "both")
 
 
+def test_methods_that_read_data_take_it_and_others_say_that_they_do_not(models: dict[str, torch.Tensor]) -> None:
+    for seed in (1, 2):
+        make_model(Path(f"m{seed}"), layers=1, seed=seed)
+    rows = [{"prompt": f"question {i}?", "response": f"answer {i}"} for i in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    said = ("-m", "m1", "-m", "m2", "--data", "rows.jsonl")
+    assert made("fisher", *said, "--set", "samples=4").shape == (128, 64)
+    assert "statistics" not in {p.name for p in Path("out").iterdir()}
+    result = run("linear", *said, "-o", "plain")
+    assert result.exit_code == 0 and "note: --data is not needed by linear" in result.stdout
+    assert "no such file" in refused("fisher", "-m", "m1", "-m", "m2", "--data", "none.jsonl")
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
