@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from palimpsest.merging.consensus import Sparse, elected, linear
 from palimpsest.merging.passes import Chunk, MergeMethod, Passes, TensorFacts, per_model
-from palimpsest.merging.randomness import kept
+from palimpsest.merging.randomness import Masks, kept
 from palimpsest.method import method, param
 
 
@@ -35,7 +36,7 @@ class Dare(MergeMethod):
     def passes(self, tensor: TensorFacts) -> Passes:
         """One pass, or one for the norms before it."""
         weights = per_model(self.weight, tensor.models, "weight")
-        sparse = _dropped(tensor, self.density, self.rescale == "paper")
+        sparse = _dropped(tensor, self.density, self.rescale)
         return (yield from linear(sparse, weights, self.normalize, self.lambda_, self.rescale))
 
 
@@ -56,20 +57,22 @@ class DareTies(MergeMethod):
     def passes(self, tensor: TensorFacts) -> Passes:
         """One pass, or one for the norms before it."""
         weights = per_model(self.weight, tensor.models, "weight")
-        sparse = _dropped(tensor, self.density, self.rescale == "paper")
+        sparse = _dropped(tensor, self.density, self.rescale)
         return (yield from elected(sparse, weights, self.normalize, self.lambda_, self.rescale))
 
 
-def _dropped(tensor: TensorFacts, densities: tuple[float, ...], rescaled: bool) -> Sparse:
+def _dropped(tensor: TensorFacts, densities: tuple[float, ...], rescale: str) -> Sparse:
     """The task vectors with entries dropped at random, each by draws of its own."""
     shares = per_model(densities, tensor.models, "density")
+    masks = Masks(twice=rescale == "l1")
 
     def sparse(chunk: Chunk) -> list[Tensor]:
         for model, (delta, share) in enumerate(zip(chunk.deltas, shares, strict=True)):
             if share < 1:
-                drawn = kept(tensor.seed, tensor.name, model, chunk.first, chunk.count, share)
+                place = tensor.seed, tensor.name, model, chunk.first, chunk.count
+                drawn = masks.mask(model, chunk.number, chunk.count, partial(kept, *place, share))
                 factor = chunk.new().copy_(torch.from_numpy(drawn.view("u1")))
-                delta.mul_(factor.div_(share) if rescaled and share > 0 else factor)
+                delta.mul_(factor.div_(share) if rescale == "paper" and share > 0 else factor)
         return chunk.deltas
 
     return sparse

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,10 +14,11 @@ from torch import Tensor
 from palimpsest.errors import BadInput
 from palimpsest.merging.consensus import Sparse, elected, linear
 from palimpsest.merging.passes import Chunk, MergeMethod, Passes, TensorFacts, per_model
-from palimpsest.merging.randomness import FULL, draws
+from palimpsest.merging.randomness import FULL, Mask, Masks, draws
 from palimpsest.method import method, param
 
 _AT_ONCE = 1 << 15  # numbers that are ranked at a time: what it takes stays in the caches of a core
+Level = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 @method("merges", "della", paper="arXiv 2406.11617")
@@ -47,7 +50,7 @@ class Della(MergeMethod):
     def passes(self, tensor: TensorFacts) -> Passes:
         """One pass, or one for the norms before it."""
         weights = per_model(self.weight, tensor.models, "weight")
-        sparse = _dropped(tensor, self.density, self.epsilon, self.rescale == "paper")
+        sparse = _dropped(tensor, self.density, self.epsilon, self.rescale)
         return (yield from elected(sparse, weights, self.normalize, self.lambda_, self.rescale))
 
 
@@ -73,16 +76,17 @@ class DellaLinear(MergeMethod):
     def passes(self, tensor: TensorFacts) -> Passes:
         """One pass, or one for the norms before it."""
         weights = per_model(self.weight, tensor.models, "weight")
-        sparse = _dropped(tensor, self.density, self.epsilon, self.rescale == "paper")
+        sparse = _dropped(tensor, self.density, self.epsilon, self.rescale)
         return (yield from linear(sparse, weights, self.normalize, self.lambda_, self.rescale))
 
 
-def _dropped(tensor: TensorFacts, densities: tuple[float, ...], epsilons: tuple[float, ...], rescaled: bool) -> Sparse:
+def _dropped(tensor: TensorFacts, densities: tuple[float, ...], epsilons: tuple[float, ...], rescale: str) -> Sparse:
     """The task vectors with entries dropped at random, each by draws of its own."""
     pairs = zip(
         per_model(densities, tensor.models, "density"), per_model(epsilons, tensor.models, "epsilon"), strict=True
     )
     levels = [keep_levels(tensor.row, density, epsilon) for density, epsilon in pairs]
+    masks = Masks(twice=rescale == "l1")
 
     def sparse(chunk: Chunk) -> list[Tensor]:
         for model, (delta, level) in enumerate(zip(chunk.deltas, levels, strict=True)):
@@ -90,26 +94,47 @@ def _dropped(tensor: TensorFacts, densities: tuple[float, ...], epsilons: tuple[
                 continue
             if not level.any():
                 delta.zero_()
-                continue
-            drawn = draws(tensor.seed, tensor.name, model, chunk.first, chunk.count)
-            magnitudes = torch.abs(delta, out=chunk.new()).cpu().numpy()
-            factor = np.empty(chunk.count, np.float32)
-            step = max(1, _AT_ONCE // tensor.row) * tensor.row
-            for first in range(0, chunk.count, step):
-                some = slice(first, first + step)
-                limits = by_rank(magnitudes[some].reshape(-1, tensor.row), level).reshape(-1)
-                np.less(drawn[some], limits, out=factor[some])
-                if rescaled:
-                    probability = limits.astype(np.float32)
-                    probability *= np.float32(1 / FULL)
-                    factor[some] /= probability
-            delta.mul_(torch.from_numpy(factor).to(delta.device))
+            elif rescale == "paper":
+                delta.mul_(torch.from_numpy(_factors(delta, level, model, chunk)).to(delta.device))
+            else:
+                drawn = masks.mask(model, chunk.number, chunk.count, partial(_kept, delta, level, model, chunk))
+                delta.mul_(chunk.new().copy_(torch.from_numpy(drawn.view("u1"))))
         return chunk.deltas
 
     return sparse
 
 
-def keep_levels(row: int, density: float, epsilon: float) -> np.ndarray[Any, np.dtype[np.uint32]] | None:
+def _kept(delta: Tensor, level: Level, model: int, chunk: Chunk) -> Mask:
+    """Which entries are kept: (n,) bool."""
+    found = np.empty(chunk.count, np.bool_)
+    for some, drawn, limits in _rows_at_once(delta, level, model, chunk):
+        np.less(drawn, limits, out=found[some])
+    return found
+
+
+def _factors(delta: Tensor, level: Level, model: int, chunk: Chunk) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """1/its probability where an entry is kept, else 0: (n,) float32."""
+    found = np.empty(chunk.count, np.float32)
+    for some, drawn, limits in _rows_at_once(delta, level, model, chunk):
+        np.less(drawn, limits, out=found[some])
+        probability = limits.astype(np.float32)
+        probability *= np.float32(1 / FULL)
+        found[some] /= probability
+    return found
+
+
+def _rows_at_once(delta: Tensor, level: Level, model: int, chunk: Chunk) -> Iterator[tuple[slice, Level, Level]]:
+    """Of some rows at a time where they stand, their draws, and below what a draw keeps the entry; both (n,)."""
+    row = chunk.tensor.row
+    drawn = draws(chunk.tensor.seed, chunk.tensor.name, model, chunk.first, chunk.count)
+    magnitudes = torch.abs(delta, out=chunk.new()).cpu().numpy()
+    step = max(1, _AT_ONCE // row) * row
+    for first in range(0, chunk.count, step):
+        some = slice(first, first + step)
+        yield some, drawn[some], by_rank(magnitudes[some].reshape(-1, row), level).reshape(-1)
+
+
+def keep_levels(row: int, density: float, epsilon: float) -> Level | None:
     """Probability to keep for each rank in a row, the smallest first, in units of 2**-32: (row,); None keeps all.
 
     A row of one entry has the probability `density`. Raises BadInput where a probability would not lie in (0, 1).
@@ -127,7 +152,7 @@ def keep_levels(row: int, density: float, epsilon: float) -> np.ndarray[Any, np.
     return np.rint((density - epsilon + 2 * epsilon * ranks) * FULL).astype(np.uint32)
 
 
-def by_rank(magnitudes: np.ndarray[Any, Any], level: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint32]]:
+def by_rank(magnitudes: np.ndarray[Any, Any], level: Level) -> Level:
     """For each entry the level of its rank in its row: (rows, row) float32, not negative, and (row,) to (rows, row)."""
     # Numbers that are not negative are ordered as their bits are; with the position below the bits no two keys are
     # equal, so that a fast sort that is not stable ranks them stably (in less time than a radix argsort).
