@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from measuring import machine, write  # noqa: E402
 
 METHODS = ("linear", "task-arithmetic", "slerp", "ties", "dare", "dare-ties", "della", "della-linear", "breadcrumbs",
            "breadcrumbs-ties", "sce", "nuslerp", "multislerp", "karcher", "model-stock")  # fmt: skip
+GOALS = ("slerp", "ties", "dare", "della", "linear", "task-arithmetic")
 PAIRS = ("slerp", "nuslerp")  # take two models
 FIELDS = ("startup_cpu", "cpu", "wall", "peak_growth", "peak_growth_over_torch", "anonymous_growth", "peak")
 
@@ -61,40 +63,45 @@ def case(size: str, method: str, folder: Path, names: str, out: Path, who: list[
 
 
 def main() -> None:
-    """Run all cases and write result.json beside this file."""
+    """Run what the result file does not hold yet, and write it after every case: a run that was cut goes on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--half", type=Path)
     parser.add_argument("--one", type=Path)
     parser.add_argument("--seven", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--scratch", type=Path, default=Path("merge-benchmark-out"))
     parser.add_argument("--out", type=Path, default=HERE / "result.json")
     given = parser.parse_args()
-    facts = machine()
-    asked = given.methods.split(",")
-    cases = []
+    folders = {"0.5b": given.half, "1.1b": given.one, "7b": given.seven}
+    result: dict[str, Any] = {"machine": machine(), "rounds": given.rounds, "cases": [], "limits": [], "growth": []}
+    if given.out.is_file():
+        result = json.loads(given.out.read_text(encoding="utf-8"))
+    for part, size, method, names, who, rounds in plan(given.rounds):
+        key = (size, method, len(names.split(",")))
+        known = [(c["size"], c["method"], c["models"]) for c in result[part]]
+        if folders[size] is not None and key not in known:
+            result[part].append(case(size, method, folders[size], names, given.scratch, who, rounds))
+            write(given.out, result)
+
+
+def plan(rounds: int) -> Iterator[tuple[str, str, str, str, list[str], int]]:
+    """(part of the result, size, method, models, contestants, rounds) of every case, what matters most first."""
     both = ["ours", "mergekit-float32", "mergekit-bfloat16"]
-    for names in ("a,b", "a,b,c"):
-        for method in asked if given.half else ():
-            if names == "a,b" or method not in PAIRS:
-                cases.append(case("0.5b", method, given.half, names, given.scratch, both, given.rounds))
-    for method in ("linear", "slerp", "ties") if given.one else ():
-        cases.append(case("1.1b", method, given.one, "a,b", given.scratch, both, given.rounds))
     ends = ["ours", "limit", "ours cold", "limit cold"]
-    limits = [
-        case(size, method, folder, "a,b", given.scratch, ends, max(5, given.rounds))
-        for size, folder in (("0.5b", given.half), ("1.1b", given.one))
-        for method in ("linear", "task-arithmetic")
-        if folder
-    ]
-    growth = [
-        case(size, method, folder, "a,b,c", given.scratch, ["ours"], 1)
-        for size, folder in (("0.5b", given.half), ("1.1b", given.one), ("7b", given.seven))
-        for method in ("linear", "ties", "della")
-        if folder
-    ]
-    write(given.out, {"machine": facts, "rounds": given.rounds, "cases": cases, "limits": limits, "growth": growth})
+    for method in GOALS:
+        yield "cases", "0.5b", method, "a,b", both, rounds
+    for size in ("0.5b", "1.1b"):
+        for method in ("linear", "task-arithmetic"):
+            yield "limits", size, method, "a,b", ends, max(5, rounds)
+    for method in ("slerp", "linear", "ties"):
+        yield "cases", "1.1b", method, "a,b", both, rounds
+    for size in ("0.5b", "1.1b", "7b"):
+        for method in ("linear", "ties", "della"):
+            yield "growth", size, method, "a,b,c", ["ours"], 1
+    for names in ("a,b", "a,b,c"):
+        for method in METHODS:
+            if (names == "a,b" and method not in GOALS) or (names == "a,b,c" and method not in PAIRS):
+                yield "cases", "0.5b", method, names, both, rounds
 
 
 if __name__ == "__main__":
