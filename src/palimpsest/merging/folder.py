@@ -69,7 +69,8 @@ def merge_to_folder(
             statistics.folder.mkdir()
             stack.callback(shutil.rmtree, statistics.folder)
             stack.callback(statistics.close)
-            method.collect([p.model for p in request.parts], statistics, ctx)
+            method.collect(request.models, statistics, ctx)
+            plan.notes.extend(statistics.notes)
         started = time.monotonic()
         try:
             _write_weights(request, plan, folder, ctx, largest_shard or LARGEST_SHARD)

@@ -1,7 +1,8 @@
 """What data says of models before they are merged: numbers like the weights, collected one model at a time on disk.
 
-A method that needs them has `collect(models, statistics, ctx)`; the merge that follows reads stretches of them beside
-those of the weights, so that neither models nor statistics are ever held together.
+A method that needs them has `collect(models, statistics, ctx)`, models in the order of the merge and the base last
+where there is one; the merge that follows reads stretches of them beside those of the weights, so that neither models
+nor statistics are ever held together (but for AdaMerging's search, which holds all models).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self.folder: Path | None = None  # set before anything is added
+        self.notes: list[str] = []  # what a person should know of what was found
         self._models: list[dict[str, TensorInfo]] = []
         self._files = Files()
 
