@@ -197,7 +197,7 @@ def merge(
     run: Run = DEFAULT_RUN,
     **said: Unpack[Words],
 ) -> Result:
-    """Merge models into the new checkpoint `out`, tensor by tensor: no model is ever held in memory.
+    """Merge models into the new checkpoint `out`, tensor by tensor: only methods that read data ever load a model.
 
     models: each a reference, `(reference, weight)`, or text `reference:weight`; `whole+adapter` is a LoRA adapter on
     its model. config: a mergekit YAML file instead of method, models and `said`, which is `base`, `settings`,

@@ -75,7 +75,7 @@ def merge(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Merge models tensor by tensor: OUT is the merged checkpoint. No model is ever held in memory.
+    """Merge models tensor by tensor: OUT is the merged checkpoint. Only methods that read --data ever load a model.
 
     Example: palimpsest merge ties --base B --model A:0.5 --model C:0.5 --set density=0.4 --out merged
 
