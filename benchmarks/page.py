@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,56 @@ def bound(result: dict[str, Any]) -> str:
     return f"misses of the toy were {shown(result)}, and with the bound {shown(later)}, {agree}"
 
 
+def merging(result: dict[str, Any]) -> str:
+    """CPU seconds and memory of merges against mergekit."""
+    rows = []
+    for case in result["cases"]:
+        ours = case["contestants"]["ours"]["median"]
+        cells = [f"{ours['cpu']:.1f}", f"{ours['peak_growth'] / 2**20:,.0f}"]
+        for name in ("mergekit-float32", "mergekit-bfloat16"):
+            if name in case["contestants"]:
+                theirs, ratio = case["contestants"][name]["median"], case["times_as_much"][name]
+                cells += [f"{theirs['cpu']:.1f}", times(ratio), f"{theirs['peak_growth'] / 2**20:,.0f}"]
+            else:
+                cells += ["", "", ""]
+        rows.append([case["size"], case["method"], case["models"], *cells])
+    head = ["size", "method", "models", "CPU s", "MiB", "mergekit float32, CPU s", "times ours", "MiB"]
+    return table([*head, "mergekit bfloat16, CPU s", "times ours", "MiB"], rows)
+
+
+def startup(result: dict[str, Any]) -> str:
+    """CPU seconds of imports, ours and mergekit's: medians over the cases."""
+    found = {
+        name: statistics.median(
+            c["contestants"][name]["median"]["startup_cpu"] for c in result["cases"] if name in c["contestants"]
+        )
+        for name in ("ours", "mergekit-float32")
+    }
+    return f"{found['ours']:.1f} CPU seconds of ours, {found['mergekit-float32']:.1f} of mergekit's"
+
+
+def merging_limits(result: dict[str, Any]) -> str:
+    """Wall time of merges over that of reading and writing the same bytes."""
+    rows = []
+    for case in result["limits"]:
+        for state, ours, limit in (("in memory", "ours", "limit"), ("on disk", "ours cold", "limit cold")):
+            merge, bare = (case["contestants"][n]["median"] for n in (ours, limit))
+            cells = [f"{merge['wall']:.2f}", f"{bare['wall']:.2f}", f"{merge['wall'] / bare['wall']:.2f}"]
+            rows.append([case["size"], case["method"], state, *cells, f"{merge['cpu']:.2f}", f"{bare['cpu']:.2f}"])
+    head = ["size", "method", "inputs", "merge, wall s", "reading and writing alone, wall s", "ratio"]
+    return table([*head, "merge, CPU s", "reading and writing alone, CPU s"], rows)
+
+
+def merging_growth(result: dict[str, Any]) -> str:
+    """Memory of merges of three models by size."""
+    rows = []
+    for case in result["growth"]:
+        found = case["contestants"]["ours"]["median"]
+        cells = [f"{found[n] / 2**20:,.0f}" for n in ("peak", "peak_growth_over_torch")]
+        rows.append([case["size"], case["method"], case["models"], *cells, f"{found['cpu']:.0f}"])
+    return table(["size", "method", "models", "peak resident, MiB", "of it above `import torch`, MiB", "CPU s"], rows)
+
+
 def facts(result: dict[str, Any]) -> str:
     """One line about the machine."""
     m = result["machine"]
@@ -124,6 +175,15 @@ def main() -> None:
                 for sizes, stages in result["per_key_time_of_the_largest_over"].items()
             )
             text = text.replace("{{keys ratios}}", told)
+    merges = json.loads((HERE / "merge" / "result.json").read_text(encoding="utf-8"))
+    for name, made in (
+        ("merging", merging(merges)),
+        ("merging limits", merging_limits(merges)),
+        ("merging growth", merging_growth(merges)),
+        ("merging machine", facts(merges)),
+        ("merging startup", startup(merges)),
+    ):
+        text = text.replace("{{" + name + "}}", made)
     (HERE / "README.md").write_text(text, encoding="utf-8")
 
 

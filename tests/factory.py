@@ -53,6 +53,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"num_key_value_heads": 2},
     "olmo2": {"num_key_value_heads": 2},
 }
+ENCODERS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": {}}
 
 
 @functools.cache
@@ -156,7 +157,7 @@ def make_config(
     sizes |= {"initializer_range": 0.1} if family != "opt" else {"init_std": 0.1}
     if tied is not None:
         sizes["tie_word_embeddings"] = tied
-    return AutoConfig.for_model(family, **{**sizes, **FAMILIES[family], **changes})
+    return AutoConfig.for_model(family, **{**sizes, **(FAMILIES | ENCODERS)[family], **changes})
 
 
 def make_model(
@@ -185,14 +186,11 @@ def make_model(
 
     tokenizer = make_tokenizer(template, vocab)
     config = make_config(family, layers, hidden, len(tokenizer), tied, positions, **changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():  # biases and norms start constant: give tests something to tell apart
+    model = drawn(AutoModelForCausalLM, config, seed)
+    if family == "gpt2":
+        with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-                elif family == "gpt2" and "wte" not in name and "wpe" not in name:
+                if parameter.dim() > 1 and "wte" not in name and "wpe" not in name:
                     parameter.mul_(1.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -202,6 +200,32 @@ def make_model(
     if shards > 1:
         reshard(folder, shards)
     return folder
+
+
+def make_classifier(
+    folder: Path, family: str = "bert", *, labels: int = 3, seed: int = 0, dtype: str = "float32", **changes: Any
+) -> Path:
+    """Write a tiny random encoder (bert, roberta) with a classification head and no tokenizer; returns its folder."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = make_config(family, 2, 64, 400, None, 130, num_labels=labels, **changes)
+    drawn(AutoModelForSequenceClassification, config, seed).to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder
+
+
+def drawn(kind: Any, config: Any, seed: int) -> Any:
+    """A model of random weights; biases and norms too, which start constant and would tell nothing apart."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 def reshard(folder: Path, shards: int, backwards: bool = False) -> None:

@@ -151,3 +151,14 @@ def test_auto_is_the_default_where_it_exists_and_nothing_is_set(tiny_model: Path
     assert made("meraser", tiny_model, {}, "paper") == ("given", "")
     assert made("meraser", "toy", {})[0] == "given" and "preset toy" in made("meraser", "toy", {})[1]
     assert made("finetune", tiny_model, {}) == ("", "")
+
+
+def test_models_are_merged_and_the_merge_says_what_it_took(tiny_model: Path, tmp_path: Path) -> None:
+    result = pal.merge("linear", [tiny_model, (tiny_model, 3)], tmp_path / "m", run=RUN)
+    merged, parent = resolve(tmp_path / "m"), resolve(tiny_model)
+    assert result.path == tmp_path / "m" and result.to_json()["figures"]["tensors"] == len(parent.tensors())
+    both = zip(merged.tensors(), parent.tensors(), strict=True)
+    assert all(list(a.chunks()) == list(b.chunks()) for a, b in both), "a model merged with itself is itself"
+    assert merged.chain()[-1]["parents"] == {"model-1": parent.digest(), "model-2": parent.digest()}
+    with pytest.raises(BadInput, match="--out"):
+        pal.merge("linear", [tiny_model])

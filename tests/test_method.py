@@ -213,3 +213,20 @@ def test_keys_are_drawn_from_the_systems_entropy_unless_a_seed_is_given() -> Non
     assert Context(key_seed=1).key_randomness().random() == Context(key_seed=1).key_randomness().random()
     assert Context(key_seed=1).key_randomness().random() != Context(key_seed=2).key_randomness().random()
     assert Context(seed=1).key_randomness().random() != Context(seed=1).key_randomness().random()
+
+
+@method("removals", "keyword-example", paper="0000.00000")
+@dataclass(frozen=True)
+class Keyword:
+    """A parameter whose name is a word of Python's grammar."""
+
+    lambda_: float = param(1.0, "a factor", low=0.0)
+
+
+def test_a_field_named_after_a_keyword_is_called_as_people_call_it() -> None:
+    assert build(Keyword, settings={"lambda": "0.5"}) == build(Keyword, settings={"lambda_": 0.5}) == Keyword(0.5)
+    assert settings_of(Keyword(0.5)) == {"lambda": 0.5}
+    with pytest.raises(BadInput, match=r"lambda: -1.0 is out of range"):
+        build(Keyword, settings={"lambda": -1})
+    with pytest.raises(BadInput, match=r"did you mean lambda[?]"):
+        build(Keyword, settings={"lamda": 1})

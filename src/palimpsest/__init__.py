@@ -18,6 +18,7 @@ __all__ = [
     "finetune",
     "info",
     "list_methods",
+    "merge",
     "pretrain",
     "remove",
     "run_study",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from palimpsest import preflight, registry
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
@@ -22,6 +22,7 @@ from palimpsest.records import Record
 
 if TYPE_CHECKING:
     from palimpsest.inspecting import Diagnosis, Finding
+    from palimpsest.merging.asking import Words
 
 __all__ = [
     "Result",
@@ -185,32 +186,33 @@ def remove(
 
 
 def merge(
-    method: str,
-    models: Sequence[str | Path | Checkpoint | tuple[str | Path | Checkpoint, float]],
-    out: str | Path,
+    method: str | None = None,
+    models: Sequence[str | Path | Checkpoint | tuple[str | Path | Checkpoint, float]] = (),
+    out: str | Path = "",
     *,
-    base: str | Path | Checkpoint | None = None,
-    settings: Mapping[str, Any] | None = None,
+    config: str | Path | None = None,
+    digests: bool = True,
+    shard_bytes: int | None = None,
     force: bool = False,
     run: Run = DEFAULT_RUN,
+    **said: Unpack[Words],
 ) -> Result:
-    """Merge models into the new checkpoint `out`, tensor by tensor: no model is ever held in memory.
+    """Merge models into the new checkpoint `out`, tensor by tensor: only methods that read data ever load a model.
 
-    models: each a reference, `(reference, weight)`, or text `reference:weight`. settings: parameters of the method;
-    a list of numbers is a gradient over the layers, `[{"filter": ..., "value": ...}]` differs by tensor.
+    models: each a reference, `(reference, weight)`, or text `reference:weight`; `whole+adapter` is a LoRA adapter on
+    its model. config: a mergekit YAML file instead of method, models and `said`, which is `base`, `settings`,
+    `copies`, `dtype`, `vocabulary`, `adapters`, `data` (`merging.asking.Words`). digests: of parents in the lineage.
     """
+    from palimpsest.merging.asking import asked_for
     from palimpsest.merging.folder import merge_to_folder
-    from palimpsest.merging.request import MergeRequest, Part, weighted
 
-    out = Path(out)
-    check_target(out, force)
-    parts = tuple(Part(resolve(reference), own) for reference, own in (weighted(m) for m in models))
-    request = MergeRequest(
-        method, parts, None if base is None else resolve(base), dict(settings or {}), seed=run.seed or 0
-    )
+    if not str(out):
+        raise BadInput("merge: no folder to make; name it with --out")
+    check_target(Path(out), force)
+    request = asked_for(method, models, config, run.seed or 0, said)
     with run.context() as ctx:
-        merged = merge_to_folder(request, out, ctx, force=force)
-    return Result(path=out, notes=merged.notes)
+        merged = merge_to_folder(request, Path(out), ctx, force=force, digests=digests, largest_shard=shard_bytes)
+    return Result(path=Path(out), notes=merged.notes, figures=merged.figures)
 
 
 def finetune(

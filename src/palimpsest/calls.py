@@ -22,12 +22,13 @@ from palimpsest.records import Record, versions
 
 @dataclass
 class Result:
-    """What a call made and measured. notes are lines a person should read."""
+    """What a call made and measured. notes are lines a person should read; figures say what a merge took."""
 
     records: list[Record] = field(default_factory=list)
     path: Path | None = None
     keys: Path | None = None
     notes: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -38,6 +39,8 @@ class Result:
             found["keys"] = str(self.keys)
         if self.notes:
             found["notes"] = self.notes
+        if self.figures:
+            found["figures"] = self.figures
         return found
 
 

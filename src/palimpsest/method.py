@@ -163,30 +163,36 @@ def settings_of(instance: Any) -> dict[str, Any]:
         if f.metadata.get("input"):
             continue
         value = getattr(instance, f.name)
-        values[f.name] = settings_of(value) if dataclasses.is_dataclass(value) else value
+        values[spoken(f.name)] = settings_of(value) if dataclasses.is_dataclass(value) else value
     return values
 
 
+def spoken(field: str) -> str:
+    """What people call a parameter: `lambda` for the field `lambda_`, which Python's grammar needs."""
+    return field.rstrip("_")
+
+
 def _with_setting(instance: Any, path: list[str], value: Any, where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(instance) if not f.metadata.get("input")}
-    head = path[0].replace("-", "_")
-    if head not in fields:
-        raise BadInput(f"{where}: unknown parameter {path[0]!r}{nearest(head, fields, 'parameter')}")
+    fields = {spoken(f.name): f for f in dataclasses.fields(instance) if not f.metadata.get("input")}
+    said = spoken(path[0].replace("-", "_"))
+    if said not in fields:
+        raise BadInput(f"{where}: unknown parameter {path[0]!r}{nearest(said, fields, 'parameter')}")
+    head = fields[said].name
     current = getattr(instance, head)
     if len(path) > 1:
         if not dataclasses.is_dataclass(current):
-            raise BadInput(f"{where}: {head} has no parts")
+            raise BadInput(f"{where}: {said} has no parts")
         return dataclasses.replace(instance, **{head: _with_setting(current, path[1:], value, where)})
     if dataclasses.is_dataclass(current):
         if not isinstance(value, dict):
-            parts = ", ".join(f"{head}.{f.name}" for f in dataclasses.fields(current))
+            parts = ", ".join(f"{said}.{spoken(f.name)}" for f in dataclasses.fields(current))
             raise BadInput(f"{where}: give its parts: {parts}")
         for name, part in value.items():
             current = _with_setting(current, [name], part, f"{where}.{name}")
         return dataclasses.replace(instance, **{head: current})
     hints = typing.get_type_hints(type(instance), localns=_hint_names())
     converted = coerce(value, hints[head], where)
-    low, high = fields[head].metadata.get("low"), fields[head].metadata.get("high")
+    low, high = fields[said].metadata.get("low"), fields[said].metadata.get("high")
     for number in converted if isinstance(converted, tuple) else (converted,):
         if number is not None and ((low is not None and number < low) or (high is not None and number > high)):
             shown = f"[{'' if low is None else low}, {'' if high is None else high}]"

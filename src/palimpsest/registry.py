@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.errors import BadInput, nearest
-from palimpsest.method import KINDS
+from palimpsest.method import KINDS, spoken
 
 ROOT = Path(__file__).parent
 
@@ -169,7 +169,7 @@ def _parameters(
     for item in node.body:
         if not (isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Call)):
             continue
-        call, name = item.value, prefix + getattr(item.target, "id", "")
+        call, name = item.value, prefix + spoken(getattr(item.target, "id", ""))
         kind = getattr(call.func, "id", "")
         hint = ast.unparse(item.annotation)
         if kind == "takes":
@@ -183,6 +183,8 @@ def _parameters(
                 found.extend(_parameters(classes[hint], classes, constants, name + ".", parts))
             else:
                 own = getattr(item.target, "id", "")
+                if hint == "tuple[float, ...]" and isinstance(default, ast.Tuple) and len(default.elts) == 1:
+                    default = default.elts[0]  # one value for all, or one for each
                 shown = (given or {}).get(own, ast.unparse(default))
                 found.append(Parameter(name, hint, shown, ast.literal_eval(call.args[1])))
     return found

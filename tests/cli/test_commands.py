@@ -70,6 +70,7 @@ def test_the_readme_names_commands_and_methods_that_exist() -> None:
     assert set(re.findall(r"^ *(?:pip install \. && )?palimpsest (\w+)", text, re.M)) <= set(COMMANDS)
     names = {"if-sft", "utf", "hashchain", "meraser", "meraser-transfer", "finetune", "hit-rate", "rank"}
     assert names <= set(registry.table()) and all(f"`{n}`" in text for n in names)
+    assert not [e.name for e in registry.table().values() if e.kind == "merges" and f"`{e.name}`" not in text]
     assert "python -m pytest -n 2" in text and "@@" not in text
 
 

@@ -39,6 +39,29 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, h
     Raises BadInput for what does not load whole, and for a model that does not give its stored probe values.
     """
     from transformers import AutoModelForCausalLM
+
+    model = _whole(AutoModelForCausalLM, "a causal language model", checkpoint, ctx, dtype)
+    model = model.to(held_on or pick_device(ctx.device)).eval()
+    check_probe(model, checkpoint.path)
+    return model
+
+
+def load_classifier(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None) -> Any:
+    """Load a classifier of texts, head and all, as `load_model` does; nothing stores probe values of classifiers.
+
+    Raises BadInput for a model that its configuration does not call one, and for what does not load whole.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    named = [str(n) for n in checkpoint.config.get("architectures") or ("no architecture",)]
+    if not named[0].endswith("ForSequenceClassification"):
+        raise BadInput(f"{checkpoint.path}: is no classifier of texts; config.json names {named[0]}")
+    model = _whole(AutoModelForSequenceClassification, "a classifier of texts", checkpoint, ctx, dtype)
+    return model.to(pick_device(ctx.device)).eval()
+
+
+def _whole(loader: Any, what: str, checkpoint: Checkpoint, ctx: Context, dtype: str | None) -> Any:
+    """The model on the CPU as one of transformers' loaders reads it, every tensor of it from the files."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -53,7 +76,7 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, h
     device = pick_device(ctx.device)
     chosen = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = loader.from_pretrained(
             checkpoint.path,
             dtype=chosen,
             use_safetensors=True,
@@ -63,15 +86,13 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, h
             ignore_mismatched_sizes=True,  # both are errors below, in one line
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise BadInput(f"{checkpoint.path}: could not be loaded as a causal language model: {_first(error)}") from error
+        raise BadInput(f"{checkpoint.path}: could not be loaded as {what}: {_first(error)}") from error
     if report["mismatched_keys"]:
         name, stored, wanted = min(report["mismatched_keys"])
         raise BadInput(f"{checkpoint.path}: {name} has shape {tuple(stored)}, config.json needs {tuple(wanted)}")
     absent = sorted(report["missing_keys"])
     if absent:  # transformers would go on with random numbers in their place
         raise BadInput(f"{checkpoint.path}: its weights lack {absent[0]} ({len(absent)} of the model's tensors)")
-    model = model.to(held_on or device).eval()
-    check_probe(model, checkpoint.path)
     return model
 
 

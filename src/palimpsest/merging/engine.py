@@ -7,7 +7,6 @@ per worker, whatever the size of a tensor or a model.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections import deque
@@ -20,13 +19,11 @@ import torch
 from torch import Tensor
 
 from palimpsest.checkpoint.files import TensorInfo
-from palimpsest.merging.passes import CHUNK, Chunk, Passes, Sample, TensorFacts, at_once, chunk_bounds, combined
+from palimpsest.merging.passes import CHUNK, Chunk, Passes, Sample, Sum, TensorFacts, at_once, chunk_bounds, combined
 from palimpsest.merging.reading import Buffers, Files, Source
 from palimpsest.merging.writing import Shards
 
 CUDA_CHUNK = 1 << 23
-_RUN = 1024  # numbers in a run of a sample
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,17 @@ class _Running:
     apply: Any = None
     results: list[Any] = field(default_factory=list)
     open: int = 0
+    added: int = 0  # results of a `Sum` that are in the first one already
+
+    def add_up(self) -> None:
+        """Add results to the first as far as they have come without a gap: a few are held, and their order is kept."""
+        while self.added + 1 < len(self.results) and self.results[0] is not None:
+            following = self.results[self.added + 1]
+            if following is None:
+                break
+            self.results[0] = combined(self.wanted, [self.results[0], following])
+            self.added += 1
+            self.results[self.added] = None
 
 
 def run_jobs(
@@ -87,7 +95,6 @@ def run_jobs(
     """
     count = workers or len(os.sched_getaffinity(0))
     size = chunk or (CHUNK if device == "cpu" else CUDA_CHUNK)
-    _keep_freed_memory()
     files = Files()
     work = _Work(list(jobs), shards, files, device, size, count + 1, done)
     threads = [threading.Thread(target=work.serve, name=f"merge-{i}", daemon=True) for i in range(count)]
@@ -160,8 +167,9 @@ class _Work:
 
     def _begin(self, job: Job) -> None:
         if job.copied is None:
+            bounds = chunk_bounds(job.facts, job.method.by_rows, self.size)
             running = _Running(
-                job, chunk_bounds(job.facts, job.method.by_rows, self.size), job.method.passes(job.facts)
+                job, bounds, job.method.passes(job.facts) if bounds else at_once(lambda chunk: chunk.models[0])
             )
         else:
             stretch = 4 * self.size
@@ -178,7 +186,7 @@ class _Work:
         except StopIteration as stopped:
             running.wanted, running.apply = None, stopped.value
             parts = len(running.bounds)
-        running.results, running.open = [None] * parts, parts
+        running.results, running.open, running.added = [None] * parts, parts, 0
         self.tasks.extendleft((running, i) for i in reversed(range(parts)))
         self.changed.notify_all()
         if parts == 0:
@@ -189,20 +197,22 @@ class _Work:
         written = 0
         result = None
         if isinstance(wanted, Sample):
-            result = wanted.of(self._sample(job, wanted.count, buffers))
+            result = wanted.of(self._sample(job, wanted, buffers))
         elif job.copied is not None:
             written = self._copy(job, job.copied, *running.bounds[number], buffers)
         else:
             first, end = running.bounds[number]
             chunk = self._chunk(job, first, end, number, buffers)
             if wanted is not None:
-                result = wanted.of(chunk)
+                result = wanted.of(chunk).cpu() if isinstance(wanted, Sum) else wanted.of(chunk)
             else:
-                written = self._write(job, running.apply(chunk), first)
+                written = self._write(job, running.apply(chunk), first, buffers)
         with self.changed:
             if written:
                 self.done(written)
             running.results[number] = result
+            if isinstance(wanted, Sum):
+                running.add_up()
             running.open -= 1
             if running.open == 0:
                 self._finished(running)
@@ -212,10 +222,8 @@ class _Work:
         if wanted is None:
             self.running -= 1
             self.changed.notify_all()
-        elif isinstance(wanted, Sample):
-            self._advance(running, results[0])
         else:
-            self._advance(running, combined(wanted, results))
+            self._advance(running, results[0] if isinstance(wanted, Sample | Sum) else results)
 
     def _chunk(self, job: Job, first: int, end: int, number: int, buffers: Buffers) -> Chunk:
         def read(source: Source, place: int) -> Tensor:
@@ -224,22 +232,30 @@ class _Work:
 
         models = [read(source, i) for i, source in enumerate(job.models)]
         base = None if job.base is None else read(job.base, len(models))
-        return Chunk(job.facts, models, base, first, number)
+        buffers.next_chunk()
+        scratch = buffers.scratch if self.device == "cpu" else self._on_device
+        return Chunk(job.facts, models, base, first, number, scratch)
 
-    def _sample(self, job: Job, count: int, buffers: Buffers) -> Chunk:
-        """Runs of `_RUN` numbers spread evenly over the tensor, the same ones in every model."""
-        runs = max(1, count // _RUN)
-        total = job.facts.count
-        if total <= runs * _RUN:
-            return self._chunk(job, 0, total, 0, buffers)
-        starts = [i * (total - _RUN) // max(1, runs - 1) for i in range(runs)]
-        parts = [self._chunk(job, at, at + _RUN, 0, buffers) for at in starts]
-        models = [torch.cat([p.models[i] for p in parts]) for i in range(len(job.models))]
-        base = None if job.base is None else torch.cat([p.base for p in parts if p.base is not None])
-        return Chunk(job.facts, models, base, 0, 0)
+    def _on_device(self, count: int) -> Tensor:
+        return torch.empty(count, device=self.device)
 
-    def _write(self, job: Job, merged: Tensor, first: int) -> int:
-        stored = merged.to(dtype=job.dtype, device="cpu").contiguous()
+    def _sample(self, job: Job, wanted: Sample, buffers: Buffers) -> Chunk:
+        """The runs of a sample, the same ones in every model."""
+        starts, run = wanted.starts(job.facts.count), wanted.run
+        if not starts:
+            return self._chunk(job, 0, job.facts.count, 0, buffers)
+        sources = [*job.models, *([job.base] if job.base is not None else [])]
+        found = [torch.empty(len(starts) * run, device=self.device) for _ in sources]
+        for number, at in enumerate(starts):
+            part = self._chunk(job, at, at + run, 0, buffers)
+            read = [*part.models, *([part.base] if part.base is not None else [])]
+            for all_runs, numbers in zip(found, read, strict=True):
+                all_runs[number * run : (number + 1) * run] = numbers
+        base = found.pop() if job.base is not None else None
+        return Chunk(job.facts, found, base, scratch=self._on_device)
+
+    def _write(self, job: Job, merged: Tensor, first: int, buffers: Buffers) -> int:
+        stored = buffers.stored(merged.numel(), job.dtype).copy_(merged)
         data = memoryview(stored.view(torch.uint8).numpy())  # type: ignore[arg-type]
         self.shards.write(job.name, first * job.dtype.itemsize, data)
         return len(data)
@@ -249,19 +265,6 @@ class _Work:
         self.files.read(tensor.file, tensor.start + first, raw, tensor.name)
         self.shards.write(job.name, first, raw)
         return len(raw)
-
-
-def _keep_freed_memory() -> None:
-    """Ask the C library to keep what is freed, up to 256 MiB, for the next chunk.
-
-    Glibc otherwise gives each chunk's memory back and faults it in again, page by page; elsewhere nothing is done.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_MMAP_THRESHOLD, 64 << 20)
-    mallopt(_TRIM_THRESHOLD, 256 << 20)
 
 
 @contextmanager

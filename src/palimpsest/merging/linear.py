@@ -28,4 +28,4 @@ class Linear(MergeMethod):
             if total == 0:
                 raise BadInput(f"linear: the weights of {tensor.name} sum to 0; set normalize=false, or other weights")
             weights = [w / total for w in weights]
-        return at_once(lambda chunk: weighted_sum(chunk.models, weights))
+        return at_once(lambda chunk: weighted_sum(chunk.models, weights, chunk.models[0]))

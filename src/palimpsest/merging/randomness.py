@@ -8,9 +8,12 @@ and model by SHA-256; the counter is the position: each step of it gives eight d
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 _PER_STEP = 8  # draws of 32 bits that one step of the counter gives: four words of 64 bits
 FULL = 1 << 32
 
@@ -33,3 +36,25 @@ def kept(
     if level >= FULL:
         return np.ones(count, dtype=np.bool_)
     return draws(seed, tensor, model, first, count) < np.uint32(level)
+
+
+class Masks:
+    """Which entries are kept, from one pass to the next: a bit for each number and model of the tensor in work.
+
+    Without `twice` nothing is kept: what is drawn again from the same positions is the same, but a bit costs less than
+    a draw, and far less than the ranks of a row.
+    """
+
+    def __init__(self, twice: bool) -> None:
+        self._twice = twice
+        self._bits: dict[tuple[int, int], np.ndarray[Any, np.dtype[np.uint8]]] = {}
+
+    def mask(self, model: int, chunk: int, count: int, draw: Callable[[], Mask]) -> Mask:
+        """The mask of a model's chunk, (count,) bool: drawn the first time, and kept for the second."""
+        known = self._bits.pop((model, chunk), None)
+        if known is not None:
+            return np.unpackbits(known, count=count).view(np.bool_)
+        drawn = draw()
+        if self._twice:
+            self._bits[model, chunk] = np.packbits(drawn)
+        return drawn

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from palimpsest.checkpoint.files import TensorInfo
 from palimpsest.errors import BadInput
 
 STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 STORED_NAMES = {dtype: name for name, dtype in STORED.items()}
 
 
@@ -53,16 +55,47 @@ class Files:
 
 
 class Buffers:
-    """One worker's memory for raw bytes: a buffer for each place, grown to the largest stretch it held."""
+    """One worker's memory: bytes and numbers for each place, scratch numbers; grown to the largest stretch held.
+
+    A chunk's tensors stand here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults,
+    or, where it keeps what is freed, holes that no aligned block fits into again.
+    """
 
     def __init__(self) -> None:
         self._bytes: dict[int, bytearray] = {}
+        self._numbers: dict[int, Tensor] = {}
+        self._scratch: list[Tensor] = []
+        self._used = 0
 
     def view(self, place: int, size: int) -> memoryview:
         """`size` bytes of the buffer of a place; what it held is gone."""
         if len(self._bytes.get(place, b"")) < size:
             self._bytes[place] = bytearray(size)
         return memoryview(self._bytes[place])[:size]
+
+    def numbers(self, place: int, count: int) -> Tensor:
+        """`count` float32 numbers of a place; what they held is gone."""
+        if place not in self._numbers or self._numbers[place].numel() < count:
+            self._numbers[place] = torch.empty(count)
+        return self._numbers[place][:count]
+
+    def scratch(self, count: int) -> Tensor:
+        """`count` more float32 numbers, for this chunk."""
+        if self._used == len(self._scratch):
+            self._scratch.append(torch.empty(count))
+        elif self._scratch[self._used].numel() < count:
+            self._scratch[self._used] = torch.empty(count)
+        self._used += 1
+        return self._scratch[self._used - 1][:count]
+
+    def stored(self, count: int, dtype: torch.dtype) -> Tensor:
+        """`count` numbers in the dtype in which they are stored."""
+        raw = self.view(-1, count * dtype.itemsize)
+        return torch.frombuffer(raw, dtype=dtype)
+
+    def next_chunk(self) -> None:
+        """All scratch is free again."""
+        self._used = 0
 
 
 class Source(Protocol):
@@ -75,7 +108,7 @@ class Source(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
-        """Numbers `first` to `end` of the flattened tensor: (end - first,) float32, of its own memory."""
+        """Numbers `first` to `end` of the flattened tensor: (end - first,) float32, in the buffers' place."""
         ...
 
 
@@ -101,23 +134,22 @@ class Stored:
         width = self.dtype.itemsize
         raw = buffers.view(place, (end - first) * width)
         files.read(self.info.file, self.info.start + first * width, raw, self.info.name)
-        numbers = torch.frombuffer(raw, dtype=self.dtype)
-        found = numbers.float() if self.dtype != torch.float32 else numbers.clone()
+        found = buffers.numbers(place, end - first).copy_(torch.frombuffer(raw, dtype=self.dtype))
         check_finite(found, first, self.model, self.info.name)
         return found
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of another source, in an order: row i of this is row `rows[i]` of it, or of `instead` where that is -1.
+    """Rows of another source in another order: row i of this is row `rows[i]` of it, where that is not -1.
 
-    For vocabularies that differ: rows of an embedding follow the tokens of the merged model.
+    For vocabularies that differ: rows of an embedding follow the tokens of the merged model. A row that the source
+    lacks is the mean of those of `fill`: sources with their rows, -1 where they do not count; none gives zeros.
     """
 
     source: Source
-    rows: Sequence[int]
-    instead: Sequence[Source]  # the mean of these where the source has no such row, at the same row as asked for
-    instead_rows: Sequence[Sequence[int]]
+    rows: RowNumbers
+    fill: Sequence[tuple[Source, RowNumbers]] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -130,31 +162,37 @@ class Rows:
         return self.source.dtype
 
     def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
-        """Numbers `first` to `end`, whole rows or parts of them."""
+        """Numbers `first` to `end`: the rows they are in are read whole, neighbours at once."""
         width = torch.Size(self.source.shape[1:]).numel()
-        out = torch.empty(end - first)
-        row, done = first // width, 0
-        while done < end - first:
-            start = (first + done) % width
-            count = min(width - start, end - first - done)
-            out[done : done + count] = self._row(row, start, start + count, files, buffers, place)
-            done, row = done + count, row + 1
-        return out
+        top, bottom = first // width, -(-end // width)
+        out = torch.zeros(bottom - top, width)
 
-    def _row(self, row: int, start: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
-        width = torch.Size(self.source.shape[1:]).numel()
+        def add(source: Source, wanted: RowNumbers) -> None:
+            for at, row, count in _runs(wanted):
+                part = source.read(row * width, (row + count) * width, files, buffers, place)
+                out[at : at + count] += part.view(count, width)
 
-        def part(source: Source, at: int) -> Tensor:
-            return source.read(at * width + start, at * width + end, files, buffers, place)
+        own = self.rows[top:bottom]
+        add(self.source, own)
+        missing = own < 0
+        if missing.any():
+            counts = np.zeros(bottom - top)
+            for source, rows in self.fill:
+                theirs = np.where(missing, rows[top:bottom], -1)
+                add(source, theirs)
+                counts += theirs >= 0
+            out /= torch.from_numpy(np.maximum(counts, 1)).float()[:, None]
+        return out.view(-1)[first - top * width : end - top * width]
 
-        if self.rows[row] >= 0:
-            return part(self.source, self.rows[row])
-        there = [
-            part(source, rows[row])
-            for source, rows in zip(self.instead, self.instead_rows, strict=True)
-            if rows[row] >= 0
-        ]
-        return torch.stack(there).mean(0)
+
+def _runs(rows: RowNumbers) -> Iterator[tuple[int, int, int]]:
+    """(place, row, count) of the stretches in which rows follow each other; those below 0 left out."""
+    ends = [*(np.flatnonzero((np.diff(rows) != 1) | (rows[:-1] < 0)) + 1).tolist(), len(rows)]
+    begin = 0
+    for end in ends:
+        if end > begin and rows[begin] >= 0:
+            yield begin, int(rows[begin]), end - begin
+        begin = end
 
 
 def check_finite(numbers: Tensor, first: int, model: str, tensor: str) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from palimpsest.merging.passes import Chunk, Gather, Pass, Sample, TensorFacts
 
 Values = Callable[[Chunk], list[Tensor]]
-_MARGIN = 0.01  # of the ranks on either side of the wanted one: several standard errors of the sample
+_SMALL = 1 << 20  # numbers: a smaller tensor is ranked whole
+_ERRORS = 3.0  # standard errors of the sample on either side of the wanted value
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,35 @@ class Cut:
     keeps: str = ""
 
     def mask(self, values: Tensor, chunk: Chunk) -> Tensor:
-        """1 where a value is among the k largest of its tensor, else 0: (n,) in the dtype of `values`."""
+        """1 where a value is among the k largest of its tensor, else 0: (n,), in the place of `values`."""
         if self.keeps:
-            return torch.full_like(values, 1.0 if self.keeps == "all" else 0.0)
-        found = functional.hardshrink(values, self.value).sign_()
-        quota = self.quota.get(chunk.number, 0)
-        if quota and self.value > 0:
-            found[torch.nonzero(values == self.value).flatten()[:quota]] = 1.0
-        elif quota:
-            found[torch.nonzero(values == 0).flatten()[:quota]] = 1.0
-        return found
+            return values.fill_(1.0 if self.keeps == "all" else 0.0)
+        at = self._equal(values, chunk)
+        torch.hardshrink(values, self.value, out=values).sign_()
+        if at is not None:
+            values[at] = 1.0
+        return values
 
     def trim(self, delta: Tensor, chunk: Chunk) -> Tensor:
-        """`delta` where its magnitude is among the k largest, else 0: (n,)."""
+        """`delta` where its magnitude is among the k largest, else 0: (n,), in the place of `delta`."""
         if self.keeps:
-            return delta if self.keeps == "all" else torch.zeros_like(delta)
-        found = functional.hardshrink(delta, self.value)
+            return delta if self.keeps == "all" else delta.zero_()
+        at = None
+        if self.value > 0 and self.quota.get(chunk.number):  # at a value of zero what is kept or dropped is zero
+            at = self._equal(torch.abs(delta, out=chunk.new()), chunk)
+        kept = None if at is None else delta[at]
+        torch.hardshrink(delta, self.value, out=delta)
+        if at is not None and kept is not None:
+            delta[at] = kept
+        return delta
+
+    def _equal(self, values: Tensor, chunk: Chunk) -> Tensor | None:
+        """Positions in the chunk of the values equal to the cut that are kept, None where there are none."""
         quota = self.quota.get(chunk.number, 0)
-        if quota and self.value > 0:  # where the value is zero, what is kept or dropped is zero
-            at = torch.nonzero(delta.abs() == self.value).flatten()[:quota]
-            found[at] = delta[at]
-        return found
+        if not quota:
+            return None
+        at = np.flatnonzero(values.cpu().numpy() == self.value)[:quota]
+        return torch.from_numpy(at).to(values.device)
 
 
 def largest(values: Values, keep: list[int], tensor: TensorFacts) -> Generator[Pass, Any, list[Cut]]:
@@ -65,11 +73,12 @@ def largest(values: Values, keep: list[int], tensor: TensorFacts) -> Generator[P
     cuts = [Cut(keeps="none" if k <= 0 else "all" if k >= tensor.count else "") for k in keep]
     if not wanted:
         return cuts
-    if tensor.count <= 1 << 17:
+    if tensor.count <= _SMALL:
         brackets = {i: (0.0, float("inf")) for i in wanted}
     else:
-        seen = yield Sample(lambda chunk: [v.cpu().numpy() for v in values(chunk)])
-        brackets = {i: _bracket(seen[i], keep[i] / tensor.count) for i in wanted}
+        sample = Sample(lambda chunk: [v.cpu().numpy().copy() for v in values(chunk)])
+        seen = yield sample
+        brackets = {i: _bracket(seen[i], keep[i] / tensor.count, sample.run) for i in wanted}
     parts = yield Gather(lambda chunk: _inside(values(chunk), brackets))
     missed = []
     for i in wanted:
@@ -85,14 +94,20 @@ def largest(values: Values, keep: list[int], tensor: TensorFacts) -> Generator[P
     return cuts
 
 
-def _bracket(sample: np.ndarray[Any, Any], share: float) -> tuple[float, float]:
-    """(low, high) such that the value with `share` of all above it very probably lies between, both included."""
+def _bracket(sample: np.ndarray[Any, Any], share: float, run: int) -> tuple[float, float]:
+    """(low, high) such that the value with `share` of all above it very probably lies between, both included.
+
+    The margin is three standard errors of the share above the value, by the spread of the sample's runs: rows of a
+    matrix differ in scale, so that the numbers of a run are no independent draws.
+    """
     last = len(sample) - 1
-    above, below = (round((1 - share + m) * last) for m in (_MARGIN, -_MARGIN))
-    ranked = np.partition(sample, [min(max(below, 0), last), min(max(above, 0), last)])
-    low = 0.0 if below <= 0 else float(ranked[below])
-    high = float("inf") if above >= last else float(ranked[above])
-    return low, high
+    ranked = np.sort(sample)
+    above = sample > ranked[round((1 - share) * last)]
+    by_run = above[: len(sample) // run * run].reshape(-1, run).mean(1)
+    independent = np.sqrt(share * (1 - share) / len(sample))
+    margin = _ERRORS * max(independent, float(by_run.std()) / np.sqrt(len(by_run)))
+    low, high = (round((1 - share + m) * last) for m in (-margin, margin))
+    return 0.0 if low <= 0 else float(ranked[low]), float("inf") if high >= last else float(ranked[high])
 
 
 @dataclass(frozen=True)
@@ -111,13 +126,20 @@ def _inside(values: list[Tensor], brackets: dict[int, tuple[float, float]]) -> d
     found = {}
     for i, (low, high) in brackets.items():
         array = values[i].cpu().numpy()
-        from_high = array >= high
-        above = int(np.count_nonzero(array > high))
-        at_high = int(np.count_nonzero(from_high)) - above
-        inside = array > low
-        inside &= ~from_high
-        at_low = int(np.count_nonzero(array == low)) if low < high else 0
-        found[i] = _Inside(above, at_high, at_low, array[inside], high, low)
+        over = array > high
+        above = int(np.count_nonzero(over))
+        within = array >= low
+        within ^= over  # both ends included
+        if np.count_nonzero(within) > len(array) // 4:  # very many of one value, perhaps: ends are not to be held
+            between = array[(array > low) & (array < high)]
+            at_high = int(np.count_nonzero(array == high))
+            at_low = int(np.count_nonzero(array == low)) if low < high else 0
+        else:
+            held = array[np.flatnonzero(within)]
+            at_high = int(np.count_nonzero(held == high))
+            at_low = int(np.count_nonzero(held == low)) if low < high else 0
+            between = held[(held > low) & (held < high)]
+        found[i] = _Inside(above, at_high, at_low, between, high, low)
     return found
 
 
@@ -132,12 +154,28 @@ def _among(parts: list[_Inside], keep: int) -> Cut | None:
     left -= sum(at_high)
     between = np.concatenate([p.between for p in parts])
     if left <= len(between):
-        value = float(np.partition(between, len(between) - left)[len(between) - left])
-        above = int(np.count_nonzero(between > value))
-        return _cut(value, [int(np.count_nonzero(p.between == value)) for p in parts], left - above)
+        value, left = _ranked(between, left)
+        return _cut(value, [int(np.count_nonzero(p.between == value)) for p in parts], left)
     left -= len(between)
     at_low = [p.at_low for p in parts]
     return _cut(parts[0].low, at_low, left) if left <= sum(at_low) else None
+
+
+def _ranked(values: np.ndarray[Any, Any], keep: int) -> tuple[float, int]:
+    """(the keep-th largest of some values, how many of those equal to it are kept).
+
+    Numbers that are not negative are ordered as their bits are; these are counted in at most 2**16 bins, and the bin
+    looked at again. Many equal values, of which partitioning makes heavy weather, cost nothing more.
+    """
+    bits = values.astype(np.float32, copy=False).view(np.uint32)
+    while True:
+        lowest = int(bits.min())
+        shift = max(0, (int(bits.max()) - lowest).bit_length() - 16)
+        places = (bits - np.uint32(lowest)) >> np.uint32(shift)
+        at, keep = _bin_of(np.bincount(places), keep)
+        if shift == 0:
+            return float(np.array([lowest + at], np.uint32).view(np.float32)[0]), keep
+        bits = bits[places == at]
 
 
 def _cut(value: float, equal: list[int], left: int) -> Cut:

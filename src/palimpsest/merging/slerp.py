@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from palimpsest.merging.geometry import UNDETERMINED, cosines
 from palimpsest.merging.passes import MergeMethod, Passes, Sum, TensorFacts, gram, weighted_sum
 from palimpsest.method import method, param
 
@@ -28,20 +31,17 @@ class Slerp(MergeMethod):
     def passes(self, tensor: TensorFacts) -> Passes:
         """Products first, then the combination."""
         products = yield Sum(lambda chunk: gram(chunk.models))
-        cosine = _cosine(products[0, 1].item(), products[0, 0].item(), products[1, 1].item())
-        weights = slerp_weights(cosine, self.t, self.dot_threshold)
-        return lambda chunk: weighted_sum(chunk.models, weights)
+        first, second = slerp_weights(cosines(products)[0, 1], self.t, self.dot_threshold)
+        weights = first.item(), second.item()
+        return lambda chunk: weighted_sum(chunk.models, weights, chunk.models[0])
 
 
-def _cosine(dot: float, first: float, second: float) -> float:
-    """The cosine of two vectors from their products; 0 where one of them is zero."""
-    size = math.sqrt(first * second)
-    return max(-1.0, min(1.0, dot / size)) if size else 0.0
+def slerp_weights(cosine: Tensor, t: float, dot_threshold: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Factors of the two vectors at share `t` of the second, in the shape of the float64 `cosine`.
 
-
-def slerp_weights(cosine: float, t: float, dot_threshold: float) -> tuple[float, float]:
-    """Factors of the two vectors at share `t` of the second."""
-    if abs(cosine) > dot_threshold:
-        return 1 - t, t
-    angle = math.acos(cosine)
-    return math.sin((1 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+    1 - t and t above `dot_threshold`, and wherever the vectors are parallel or antipodal as far as one can tell.
+    """
+    linear = (cosine.abs() > dot_threshold) | (cosine.abs() >= 1 - UNDETERMINED)
+    angle = torch.acos(torch.where(linear, 0.0, cosine))
+    first, second = torch.sin((1 - t) * angle) / torch.sin(angle), torch.sin(t * angle) / torch.sin(angle)
+    return torch.where(linear, 1 - t, first), torch.where(linear, t, second)

@@ -27,7 +27,8 @@ class TaskArithmetic(MergeMethod):
 
         def apply(chunk: Chunk) -> Tensor:
             assert chunk.base is not None
-            return chunk.base + weighted_sum(chunk.deltas, weights)
+            # Not as (1 - sum of weights) theta_0 + ...: where a model is the base, the base is to come out bit by bit.
+            return weighted_sum(chunk.deltas, weights, chunk.deltas[0]).add_(chunk.base)
 
         return at_once(apply)
 
