@@ -1,10 +1,11 @@
 """One merge in a process of its own, with what it took: `child.py WHO METHOD CHECKPOINTS MODELS OUT [cold]`.
 
 Prints one JSON line: CPU and wall seconds of start-up (imports) and of the merge, and the peak of resident memory
-above what stood there after the imports. Mapped pages count, as they do for whoever limits a job's memory; `anonymous`
+above what stood there after the imports. CPU seconds are also told without the system's (`user`): on a virtual
+machine the first touch of a page may cost more than what is done with it. Mapped pages count, as they do for whoever limits a job's memory; `anonymous`
 is the peak without them, looked at every 10 ms. WHO: `ours`, `mergekit-float32` or `mergekit-bfloat16` (what it
-computes in), or `limit`, which reads and writes the same bytes and computes nothing. cold: the inputs are
-put out of the page cache first, so that they come from the disk.
+computes in), or `limit`, which reads and writes the same bytes and computes nothing. The inputs are
+read once beforehand; cold: they are put out of the page cache, so that they come from the disk.
 """
 
 from __future__ import annotations
@@ -107,12 +108,21 @@ def limit(method: str, folder: Path, names: list[str], out: Path) -> Any:
     return run
 
 
-def put_out_of_cache(folder: Path) -> None:
-    """Drop all weights of a folder from the page cache."""
-    for file in folder.glob("*/*.safetensors"):
+def put_out_of_cache(folder: Path, names: list[str]) -> None:
+    """Drop the weights of models from the page cache."""
+    for file in (f for n in names for f in (folder / n).glob("*.safetensors")):
         handle = os.open(file, os.O_RDONLY)
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(handle)
+
+
+def put_into_cache(folder: Path, names: list[str]) -> None:
+    """Read the weights of models once, so that what is timed reads memory (as far as memory goes)."""
+    buffer = bytearray(1 << 20)
+    for file in (f for n in names for f in (folder / n).glob("*.safetensors")):
+        with file.open("rb", buffering=0) as handle:
+            while handle.readinto(buffer):
+                pass
 
 
 def _status(name: str) -> int:
@@ -134,9 +144,8 @@ def main() -> None:
         run = limit(method, *folders)
     else:
         run = mergekit(method, *folders, dtype=who.partition("-")[2])
-    started = {"cpu": time.process_time(), "rss": _status("VmRSS")}
-    if sys.argv[6:] == ["cold"]:
-        put_out_of_cache(folders[0])
+    startup, rss = time.process_time(), _status("VmRSS")
+    (put_out_of_cache if sys.argv[6:] == ["cold"] else put_into_cache)(folders[0], [*folders[1], "base"])
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     seen, stop = [0], threading.Event()
 
@@ -147,18 +156,20 @@ def main() -> None:
     anonymous = _status("RssAnon")
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
-    wall = time.perf_counter()
+    before, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
     run()
     wall = time.perf_counter() - wall
     stop.set()
     watcher.join()
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
     peak = _status("VmHWM")
     print(json.dumps({
-        "startup_cpu": round(started["cpu"], 3),
-        "cpu": round(usage.ru_utime + usage.ru_stime - started["cpu"], 3),
+        "startup_cpu": round(startup, 3),
+        "cpu": round(user + system, 3),
+        "user": round(user, 3),
         "wall": round(wall, 3),
-        "peak_growth": peak - started["rss"],
+        "peak_growth": peak - rss,
         "peak_growth_over_torch": peak - after_torch,
         "anonymous_growth": max(0, seen[0] - anonymous),
         "peak": peak,

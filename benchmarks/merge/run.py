@@ -26,7 +26,7 @@ METHODS = ("linear", "task-arithmetic", "slerp", "ties", "dare", "dare-ties", "d
            "breadcrumbs-ties", "sce", "nuslerp", "multislerp", "karcher", "model-stock")  # fmt: skip
 GOALS = ("slerp", "ties", "dare", "della", "linear", "task-arithmetic")
 PAIRS = ("slerp", "nuslerp")  # take two models
-FIELDS = ("startup_cpu", "cpu", "wall", "peak_growth", "peak_growth_over_torch", "anonymous_growth", "peak")
+FIELDS = ("startup_cpu", "cpu", "user", "wall", "peak_growth", "peak_growth_over_torch", "anonymous_growth", "peak")
 
 
 def child(who: str, method: str, folder: Path, names: str, out: Path, *more: str) -> dict[str, Any]:
@@ -49,16 +49,25 @@ def case(size: str, method: str, folder: Path, names: str, out: Path, who: list[
     found: dict[str, Any] = {"size": size, "method": method, "models": len(names.split(",")), "contestants": {}}
     for name, runs in taken.items():
         medians = {f: statistics.median(r[f] for r in runs) for f in FIELDS}
-        found["contestants"][name] = {"median": medians, "rounds": [[r["cpu"], r["wall"]] for r in runs]}
+        found["contestants"][name] = {"median": medians, "rounds": [[r["cpu"], r["user"], r["wall"]] for r in runs]}
     ratios = {}
     for name in who:
         if name.startswith("mergekit"):
             pairs = list(zip(taken[name], taken["ours"], strict=True))
             ratios[name] = {kind: round(statistics.median(a[kind] / b[kind] for a, b in pairs), 2)
-                            for kind in ("cpu", "wall", "peak_growth", "anonymous_growth")}  # fmt: skip
+                            for kind in ("cpu", "user", "wall", "peak_growth", "anonymous_growth")}  # fmt: skip
     found["times_as_much"] = ratios
     line = {n: round(c["median"]["cpu"], 2) for n, c in found["contestants"].items()}
-    print(size, method, found["models"], "CPU s", line, "ratios", {n: r["cpu"] for n, r in ratios.items()}, flush=True)
+    print(
+        size,
+        method,
+        found["models"],
+        "CPU s",
+        line,
+        "ratios",
+        {n: (r["cpu"], r["user"]) for n, r in ratios.items()},
+        flush=True,
+    )
     return found
 
 

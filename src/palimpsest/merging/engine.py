@@ -66,6 +66,7 @@ class _Running:
     apply: Any = None
     results: list[Any] = field(default_factory=list)
     open: int = 0
+    checked: bool = False  # whether all numbers were read once
     added: int = 0  # results of a `Sum` that are in the first one already
 
     def add_up(self) -> None:
@@ -196,6 +197,7 @@ class _Work:
         job, wanted = running.job, running.wanted
         written = 0
         result = None
+        buffers.checking = not running.checked
         if isinstance(wanted, Sample):
             result = wanted.of(self._sample(job, wanted, buffers))
         elif job.copied is not None:
@@ -219,6 +221,7 @@ class _Work:
 
     def _finished(self, running: _Running) -> None:
         wanted, results = running.wanted, running.results
+        running.checked = running.checked or not isinstance(wanted, Sample)
         if wanted is None:
             self.running -= 1
             self.changed.notify_all()
