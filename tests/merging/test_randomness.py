@@ -39,3 +39,19 @@ def test_kept_holds_its_share_and_all_or_nothing_at_the_ends() -> None:
     assert kept(0, "w", 0, 0, 100, 1.0).all() and not kept(0, "w", 0, 0, 100, 0.0).any()
     share = kept(0, "w", 0, 0, 1 << 16, 0.3).mean()
     assert abs(share - 0.3) < 4 * (0.3 * 0.7 / (1 << 16)) ** 0.5
+
+
+@given(st.integers(0, 300), st.integers(0, 200), st.floats(0, 1))
+def test_what_is_kept_is_the_same_wherever_it_is_cut_from(skip: int, count: int, share: float) -> None:
+    whole = kept(7, "w", 1, 5, skip + count, share)
+    assert np.array_equal(whole[skip:], kept(7, "w", 1, 5 + skip, count, share))
+
+
+def test_the_lower_bits_decide_where_the_upper_ones_do_not() -> None:
+    """A share of 1.5/65,536: half of the draws whose upper bits are 1 are kept, beside all with 0."""
+    count = 1 << 20
+    upper = [kept(3, "w", 0, 0, count, share / (1 << 16)) for share in (1, 2)]
+    between = kept(3, "w", 0, 0, count, 1.5 / (1 << 16))
+    assert (upper[0] <= between).all() and (between <= upper[1]).all()
+    undecided = int(upper[1].sum() - upper[0].sum())  # about 16
+    assert undecided > 4 and 0 < between.sum() - upper[0].sum() < undecided

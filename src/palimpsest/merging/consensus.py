@@ -87,8 +87,13 @@ def l1_rescaling(sparse: Sparse, models: int) -> Generator[Pass, Any, list[float
     """For each model what gives its sparse task vector the L1 norm of the whole one (mergekit's `rescale: true`)."""
 
     def norms(chunk: Chunk) -> Tensor:
-        before = [torch.linalg.vector_norm(d, 1).double() for d in chunk.deltas]  # these are overwritten next
-        return torch.stack([*before, *(torch.linalg.vector_norm(d, 1).double() for d in sparse(chunk))])
+        size = chunk.new()  # not linalg.vector_norm, which takes six times as long
+
+        def norm(delta: Tensor) -> Tensor:
+            return torch.abs(delta, out=size).sum().double()
+
+        before = [norm(d) for d in chunk.deltas]  # these are overwritten next
+        return torch.stack([*before, *(norm(d) for d in sparse(chunk))])
 
     found = yield Sum(norms)  # (2 * models,)
     before, after = found.reshape(2, models)

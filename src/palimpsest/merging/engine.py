@@ -264,7 +264,7 @@ class _Work:
         return len(data)
 
     def _copy(self, job: Job, tensor: TensorInfo, first: int, end: int, buffers: Buffers) -> int:
-        raw = buffers.view(0, end - first)
+        raw = buffers.bytes(end - first)
         self.files.read(tensor.file, tensor.start + first, raw, tensor.name)
         self.shards.write(job.name, first, raw)
         return len(raw)

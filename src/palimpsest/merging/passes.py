@@ -25,6 +25,7 @@ from torch import Tensor
 
 from palimpsest.errors import BadInput
 
+_RUN = 1024  # numbers whose products are added up in float32
 CHUNK = 1 << 18  # numbers: small enough for the caches of a core, large enough that calls cost little
 
 
@@ -235,22 +236,23 @@ def weighted_sum(vectors: Sequence[Tensor], weights: Sequence[float], out: Tenso
 
 def gram(vectors: Sequence[Tensor]) -> Tensor:
     """Dot products of all pairs, (vectors, vectors) in float64: runs of 1,024 in float32, then float64."""
-    count, run = vectors[0].numel(), 1024
-    whole = count // run * run
-    out = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
-    for i, first in enumerate(vectors):
-        for j, second in enumerate(vectors[: i + 1]):
-            value = 0.0
-            if whole:
-                value = _dot_of_runs(first[:whole].view(-1, run), second[:whole].view(-1, run))
-            if whole < count:
-                value += float(torch.dot(first[whole:].double(), second[whole:].double()))
-            out[i, j] = out[j, i] = value
-    return out
+    whole = vectors[0].numel() // _RUN * _RUN
+    runs = [v[:whole].view(-1, _RUN) for v in vectors]
+    ends = [v[whole:].double().cpu().numpy() for v in vectors]
+    product = _on_cpu if vectors[0].device.type == "cpu" else _on_device
+    if product is _on_cpu:
+        runs = [r.numpy() for r in runs]  # type: ignore[misc]
+    out = [[0.0] * len(vectors) for _ in vectors]
+    for i in range(len(vectors)):
+        for j in range(i + 1):
+            out[i][j] = out[j][i] = product(runs[i], runs[j]) + float(ends[i] @ ends[j])
+    return torch.tensor(out, dtype=torch.float64)
 
 
-def _dot_of_runs(first: Tensor, second: Tensor) -> float:
-    """The sum of the dot products of rows, (runs, run) each; NumPy's are twice as fast as torch's on a CPU."""
-    if first.device.type != "cpu":
-        return float(torch.linalg.vecdot(first, second).sum(dtype=torch.float64))
-    return float(np.linalg.vecdot(first.numpy(), second.numpy()).sum(dtype=np.float64))
+def _on_cpu(first: Any, second: Any) -> float:
+    """The sum of the dot products of rows, (runs, run) each; NumPy's are twice as fast as torch's."""
+    return float(np.vecdot(first, second).sum(dtype=np.float64))
+
+
+def _on_device(first: Tensor, second: Tensor) -> float:
+    return float(torch.linalg.vecdot(first, second).sum(dtype=torch.float64))

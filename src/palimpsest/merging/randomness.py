@@ -14,28 +14,42 @@ from typing import Any
 import numpy as np
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-_PER_STEP = 8  # draws of 32 bits that one step of the counter gives: four words of 64 bits
 FULL = 1 << 32
 
 
 def draws(seed: int, tensor: str, model: int, first: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
     """Uniform 32-bit draws for positions `first` to `first + count` of a tensor: (count,) uint32."""
-    name = hashlib.sha256(f"{seed}\0{tensor}\0{model}".encode()).digest()
-    step, skip = divmod(first, _PER_STEP)
-    steps = -(-(skip + count) // _PER_STEP)
-    generator = np.random.Philox(key=np.frombuffer(name[:16], np.uint64), counter=[step, 0, 0, 0])
-    words = np.asarray(generator.random_raw(4 * steps), dtype="<u8")
-    return words.view("<u4")[skip : skip + count]
+    return _drawn("<u4", f"{seed}\0{tensor}\0{model}", first, count)
 
 
-def kept(
-    seed: int, tensor: str, model: int, first: int, count: int, share: float
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which positions a Bernoulli draw of probability `share` keeps (to 2**-32): (count,) bool."""
+def kept(seed: int, tensor: str, model: int, first: int, count: int, share: float) -> Mask:
+    """Which positions a Bernoulli draw of probability `share` keeps (to 2**-32): (count,) bool.
+
+    A draw has 32 bits, of which the lower 16 are only made where the upper ones do not decide: once in 65,536.
+    """
     level = round(share * FULL)
     if level >= FULL:
         return np.ones(count, dtype=np.bool_)
-    return draws(seed, tensor, model, first, count) < np.uint32(level)
+    name, (upper, lower) = f"{seed}\0{tensor}\0{model}\0", divmod(level, 1 << 16)
+    halves = _drawn("<u2", name + "upper", first, count)
+    found: Mask = halves < np.uint16(upper)
+    if lower:
+        for at in np.flatnonzero(halves == np.uint16(upper)).tolist():
+            found[at] = _drawn("<u2", name + "lower", first + at, 1)[0] < lower
+    return found
+
+
+def _drawn(kind: str, name: str, first: int, count: int) -> np.ndarray[Any, Any]:
+    """Positions `first` to `first + count` of the draws of a name: (count,) of the unsigned `kind`.
+
+    A step of the counter gives four words of 64 bits, which hold 8 draws of 32 bits or 16 of 16.
+    """
+    per_step = 32 // np.dtype(kind).itemsize
+    step, skip = divmod(first, per_step)
+    steps = -(-(skip + count) // per_step)
+    key = np.frombuffer(hashlib.sha256(name.encode()).digest()[:16], np.uint64)
+    words = np.asarray(np.random.Philox(key=key, counter=[step, 0, 0, 0]).random_raw(4 * steps), dtype="<u8")
+    return words.view(kind)[skip : skip + count]
 
 
 class Masks:

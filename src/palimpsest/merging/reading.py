@@ -56,24 +56,25 @@ class Files:
 
 
 class Buffers:
-    """One worker's memory: bytes and numbers for each place, scratch numbers; grown to the largest stretch held.
+    """One worker's memory: bytes, numbers for each place, scratch numbers; grown to the largest stretch held.
 
     A chunk's tensors stand here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults,
-    or, where it keeps what is freed, holes that no aligned block fits into again.
+    A chunk stands here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults,
+    so that one buffer, which stays in the core's cache, serves all that is read and written.
     """
 
     def __init__(self) -> None:
-        self._bytes: dict[int, bytearray] = {}
+        self._bytes = bytearray()
         self._numbers: dict[int, Tensor] = {}
         self._scratch: list[Tensor] = []
         self._used = 0
         self.checking = True  # whether what is read is looked at for NaN and infinity: once is enough
 
-    def view(self, place: int, size: int) -> memoryview:
-        """`size` bytes of the buffer of a place; what it held is gone."""
-        if len(self._bytes.get(place, b"")) < size:
-            self._bytes[place] = bytearray(size)
-        return memoryview(self._bytes[place])[:size]
+    def bytes(self, size: int) -> memoryview:
+        """`size` bytes; what they held is gone."""
+        if len(self._bytes) < size:
+            self._bytes = bytearray(size)
+        return memoryview(self._bytes)[:size]
 
     def numbers(self, place: int, count: int) -> Tensor:
         """`count` float32 numbers of a place; what they held is gone."""
@@ -92,7 +93,7 @@ class Buffers:
 
     def stored(self, count: int, dtype: torch.dtype) -> Tensor:
         """`count` numbers in the dtype in which they are stored."""
-        raw = self.view(-1, count * dtype.itemsize)
+        raw = self.bytes(count * dtype.itemsize)
         return torch.frombuffer(raw, dtype=dtype)
 
     def next_chunk(self) -> None:
@@ -134,7 +135,7 @@ class Stored:
     def read(self, first: int, end: int, files: Files, buffers: Buffers, place: int) -> Tensor:
         """Numbers `first` to `end`, (end - first,) float32. Raises BadInput for one that is not finite."""
         width = self.dtype.itemsize
-        raw = buffers.view(place, (end - first) * width)
+        raw = buffers.bytes((end - first) * width)
         files.read(self.info.file, self.info.start + first * width, raw, self.info.name)
         found = buffers.numbers(place, end - first).copy_(torch.frombuffer(raw, dtype=self.dtype))
         if buffers.checking:
