@@ -2,10 +2,10 @@
 
 Prints one JSON line: CPU and wall seconds of start-up (imports) and of the merge, and the peak of resident memory
 above what stood there after the imports. CPU seconds are also told without the system's (`user`): on a virtual
-machine the first touch of a page may cost more than what is done with it. Mapped pages count, as they do for whoever limits a job's memory; `anonymous`
-is the peak without them, looked at every 10 ms. WHO: `ours`, `mergekit-float32` or `mergekit-bfloat16` (what it
-computes in), or `limit`, which reads and writes the same bytes and computes nothing. The inputs are
-read once beforehand; cold: they are put out of the page cache, so that they come from the disk.
+machine the first touch of a page may cost more than what is done with it. Mapped pages count, as they do for whoever
+limits a job's memory; `anonymous` is the peak without them, looked at every 10 ms. WHO: `ours`, `mergekit-float32` or
+`mergekit-bfloat16` (what it computes in), or `limit`, which reads and writes the same bytes and computes nothing.
+The inputs are read once beforehand; cold: they are put out of the page cache, so that they come from the disk.
 """
 
 from __future__ import annotations

@@ -58,9 +58,9 @@ class Files:
 class Buffers:
     """One worker's memory: bytes, numbers for each place, scratch numbers; grown to the largest stretch held.
 
-    A chunk's tensors stand here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults,
-    A chunk stands here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults,
-    so that one buffer, which stays in the core's cache, serves all that is read and written.
+    A chunk stands here until `next_chunk`. Asking the C library for a megabyte at a time costs page faults, or, where
+    it keeps what is freed, holes that no aligned block fits into again. Bytes are turned into numbers at once, so that
+    one buffer, which stays in the core's cache, serves all that is read and written.
     """
 
     def __init__(self) -> None:
