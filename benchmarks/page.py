@@ -82,20 +82,19 @@ def bound(result: dict[str, Any]) -> str:
 
 
 def merging(result: dict[str, Any]) -> str:
-    """CPU seconds and memory of merges against mergekit."""
+    """CPU seconds, wall time and memory of merges against mergekit."""
     rows = []
     for case in result["cases"]:
         ours = case["contestants"]["ours"]["median"]
-        cells = [f"{ours['cpu']:.1f}", f"{ours['peak_growth'] / 2**20:,.0f}"]
-        for name in ("mergekit-float32", "mergekit-bfloat16"):
+        for name, arithmetic in (("mergekit-float32", "float32"), ("mergekit-bfloat16", "bfloat16")):
             if name in case["contestants"]:
                 theirs, ratio = case["contestants"][name]["median"], case["times_as_much"][name]
-                cells += [f"{theirs['cpu']:.1f}", times(ratio), f"{theirs['peak_growth'] / 2**20:,.0f}"]
-            else:
-                cells += ["", "", ""]
-        rows.append([case["size"], case["method"], case["models"], *cells])
-    head = ["size", "method", "models", "CPU s", "MiB", "mergekit float32, CPU s", "times ours", "MiB"]
-    return table([*head, "mergekit bfloat16, CPU s", "times ours", "MiB"], rows)
+                seconds = [f"{m['cpu']:.1f} ({m['user']:.1f})" for m in (ours, theirs)]
+                shown = [f"{ratio['cpu']:.1f} ({ratio['user']:.1f})", f"{ratio['wall']:.1f}"]
+                memory = [f"{m['peak_growth'] / 2**20:,.0f}" for m in (ours, theirs)]
+                rows.append([case["size"], case["method"], case["models"], arithmetic, *seconds, *shown, *memory])
+    head = ["size", "method", "models", "mergekit computes in", "ours, CPU s (user)", "mergekit, CPU s (user)"]
+    return table([*head, "times, CPU (user)", "times, wall", "ours, MiB", "mergekit, MiB"], rows)
 
 
 def startup(result: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from palimpsest.errors import BadInput
 
 _RUN = 1024  # numbers whose products are added up in float32
-CHUNK = 1 << 18  # numbers: small enough for the caches of a core, large enough that calls cost little
+CHUNK = 1 << 19  # numbers: small enough for the caches, large enough that calls cost little
 
 
 @dataclass(frozen=True)
