@@ -15,6 +15,7 @@ weights are read again for the last pass: reading twice costs less than holding 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -134,7 +135,7 @@ def at_once(apply: Apply) -> Passes:
     yield  # makes this a generator
 
 
-class MergeMethod:
+class MergeMethod(ABC):
     """A merge method: a frozen dataclass of its parameters, and what it does to one tensor.
 
     base: whether it `needs` the models' common base, takes it as `origin` where it is given, counts it as the first of
@@ -147,9 +148,9 @@ class MergeMethod:
     most: ClassVar[int | None] = None
     by_rows: ClassVar[bool] = False
 
+    @abstractmethod
     def passes(self, tensor: TensorFacts) -> Passes:
         """The passes over one tensor."""
-        raise NotImplementedError
 
 
 def per_model(values: Sequence[float], count: int, name: str) -> list[float]:
