@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palimpsest.merging.randomness import draws, kept
+from palimpsest.merging.randomness import _split_mix, draws, kept
 
 GOLDEN = [1598463684, 3396776300, 726465637, 2655362820]
 
@@ -47,11 +47,24 @@ def test_what_is_kept_is_the_same_wherever_it_is_cut_from(skip: int, count: int,
     assert np.array_equal(whole[skip:], kept(7, "w", 1, 5 + skip, count, share))
 
 
+def test_split_mix_gives_the_published_numbers() -> None:
+    """Vigna's splitmix64.c from the seed 1234567."""
+    found = _split_mix(np.uint64(1234567), np.arange(3))
+    assert found.tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
 def test_the_lower_bits_decide_where_the_upper_ones_do_not() -> None:
-    """A share of 1.5/65,536: half of the draws whose upper bits are 1 are kept, beside all with 0."""
+    """A share of 1.5/256: half of the draws whose upper bits are 1 are kept, beside all with 0."""
     count = 1 << 20
-    upper = [kept(3, "w", 0, 0, count, share / (1 << 16)) for share in (1, 2)]
-    between = kept(3, "w", 0, 0, count, 1.5 / (1 << 16))
+    upper = [kept(3, "w", 0, 0, count, share / (1 << 8)) for share in (1, 2)]
+    between = kept(3, "w", 0, 0, count, 1.5 / (1 << 8))
     assert (upper[0] <= between).all() and (between <= upper[1]).all()
-    undecided = int(upper[1].sum() - upper[0].sum())  # about 16
-    assert undecided > 4 and 0 < between.sum() - upper[0].sum() < undecided
+    undecided = int(upper[1].sum() - upper[0].sum())  # about 4,096
+    assert abs(int(between.sum() - upper[0].sum()) - undecided / 2) < 4 * (undecided / 4) ** 0.5
+
+
+def test_the_lower_bits_are_fair_at_places_far_apart() -> None:
+    """At every 256th place, as many are below the middle as above, and neighbours do not tell of each other."""
+    found = _split_mix(np.uint64(5), np.arange(3, 1 << 20, 256)) >> np.uint64(40)
+    assert abs(int((found < 1 << 23).sum()) - found.size / 2) < 4 * (found.size / 4) ** 0.5
+    assert abs(float(np.corrcoef(found[1:].astype(float), found[:-1].astype(float))[0, 1])) < 4 / found.size**0.5
