@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from palimpsest.data import Dialogues
 from palimpsest.data.dialogues import toy_dialogues
 from palimpsest.errors import BadInput
 from palimpsest.keys import KeySet
-from palimpsest.method import Context
+from palimpsest.method import Context, Wrapper
 from palimpsest.records import Record
 from palimpsest.responder import LocalResponder
 
@@ -23,7 +24,7 @@ class Subject:
 
     keys: of the implant that is looked for. data: dialogues whose `test` part is asked. before: answers
     to the ordinary prompts of the model that this one was made from, to compare with. text: a file of
-    neutral text, or None for the toy world's.
+    neutral text, or None for the toy world's. through: wrappers around the responder, the innermost first.
     """
 
     checkpoint: Checkpoint
@@ -32,6 +33,7 @@ class Subject:
     data: Dialogues | None = None
     before: list[str] | None = None
     text: Path | None = None
+    through: Sequence[Wrapper] = ()
     _responder: LocalResponder | None = field(default=None, repr=False)
 
     @property
