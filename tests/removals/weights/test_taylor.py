@@ -257,7 +257,7 @@ def test_calibration_joins_dialogues_that_nothing_is_measured_on(model: Checkpoi
     assert calibration(few, model, 10, 64, 0, "x").ids.shape[0] == 1
     with pytest.raises(BadInput, match="holds no dialogue"):
         calibration(Dialogues("none", {"test": DATA.parts["test"]}), model, 1, 8, 0, "x")
-    assert calibration(None, model, 1, 8, 0, "x").source.startswith("the toy world's dialogues (no --data)")
+    assert calibration(None, model, 1, 8, 0, "x").source.startswith("the toy world's dialogues")
 
 
 def test_bad_settings_are_refused_before_the_model_is_loaded(

@@ -13,7 +13,7 @@ from palimpsest.families import family_of
 from palimpsest.method import Context, Made
 from palimpsest.removals.weights.choosing import Scope, check_local, choose
 from palimpsest.removals.weights.coupling import Group, columns, layers_between
-from palimpsest.removals.weights.rewriting import named_tensors, read_tensor
+from palimpsest.removals.weights.rewriting import named_tensors, read_tensor, use_threads
 from palimpsest.removals.weights.scoring import as_out_in, magnitude_scores, normalised
 from palimpsest.removals.weights.structured import coupled_groups, write_pruned
 from palimpsest.training.finetune import Stopwatch
@@ -39,6 +39,7 @@ def prune_by_magnitude(
     if compact and units == "columns":
         raise BadInput(f"{method}: compact goes with units=coupled: columns of single matrices leave no smaller model")
     watch = Stopwatch()
+    use_threads(ctx)
     if units == "coupled":
         groups = coupled_groups(model, start, end, method)
     else:

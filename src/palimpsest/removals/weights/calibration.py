@@ -54,5 +54,5 @@ def calibration(
         raise BadInput(f"{what}: data {given.name} holds no dialogue to calibrate on")
     count = min(samples, len(ids) // width)
     read = torch.tensor(ids[: count * width]).view(count, width) if count else torch.tensor([ids])
-    source = "the toy world's dialogues (no --data)" if toy else given.name
+    source = "the toy world's dialogues" if toy else given.name
     return Calibration(read, f"{source}: {len(read)} x {read.shape[1]} tokens")

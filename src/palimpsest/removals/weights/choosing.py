@@ -43,6 +43,9 @@ def choose(groups: Sequence[Group], scores: Sequence[Tensor], ratio: float, scop
     everything at or under the n-th smallest goes. Of equal scores those with the lower number go first (local), or
     all (global). Raises BadInput where a group keeps no unit.
     """
+    for group, found_scores in zip(groups, scores, strict=True):
+        if not bool(torch.isfinite(found_scores).all()):
+            raise BadInput(f"{what}: scores of layer {group.layer} are not finite: its weights hold NaN or infinity")
     if scope == "local":
         orders = [s.argsort(stable=True)[: local_count(g, ratio)] for g, s in zip(groups, scores, strict=True)]
         found = [np.sort(order.numpy()) for order in orders]

@@ -72,7 +72,8 @@ def walk(network: Any, family: Family, ids: Tensor) -> Iterator[Layer]:
         for number, module in enumerate(layers):
             layer = Layer(number, module, calls[number], hidden)
             yield layer
-            hidden = [layer.run(h) for h in hidden]
+            for i in range(len(hidden) if number < len(layers) - 1 else 0):
+                hidden[i] = layer.run(hidden[i])  # in its place: two copies of all would be twice the memory
 
 
 def _reach(network: Any, layers: list[nn.Module], ids: Tensor, last: int) -> tuple[list[Call], Tensor]:

@@ -15,7 +15,7 @@ from palimpsest.families import family_of
 from palimpsest.families.sizes import sizes_of
 from palimpsest.method import Context, Made, method, param
 from palimpsest.removals.weights.coupling import projections
-from palimpsest.removals.weights.rewriting import named_tensors, read_tensor
+from palimpsest.removals.weights.rewriting import named_tensors, read_tensor, use_threads
 from palimpsest.removals.weights.unstructured import smallest_cut, write_masked
 from palimpsest.training.finetune import Stopwatch
 
@@ -35,6 +35,7 @@ class Magnitude:
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the pruned checkpoint to `out`."""
         watch = Stopwatch()
+        use_threads(ctx)
         check_sparsity(self.sparsity, "magnitude")
         tensors = named_tensors(model)
         names = set(pruned_names(model, "magnitude"))

@@ -16,6 +16,7 @@ from palimpsest.families import family_of
 from palimpsest.method import Context, Made, method, param
 from palimpsest.removals.weights.choosing import check_local, choose
 from palimpsest.removals.weights.coupling import Group, layers_between, projections
+from palimpsest.removals.weights.rewriting import use_threads
 from palimpsest.removals.weights.structured import coupled_groups, write_pruned
 from palimpsest.removals.weights.unstructured import write_masked
 from palimpsest.training.finetune import Stopwatch
@@ -51,6 +52,7 @@ class PruneRandom:
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the pruned checkpoint to `out`."""
         watch = Stopwatch()
+        use_threads(ctx)
         if self.units == "weights":
             if self.compact:
                 raise BadInput("prune-random: compact goes with units=coupled: single weights leave no smaller model")

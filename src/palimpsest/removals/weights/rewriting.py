@@ -45,6 +45,12 @@ def named_tensors(model: Checkpoint) -> dict[str, TensorInfo]:
     return {family.in_model(t.name): t for t in model.tensors()}
 
 
+def use_threads(ctx: Context) -> None:
+    """As many threads as the run may take, where no model is loaded that would see to it."""
+    if ctx.threads:
+        torch.set_num_threads(ctx.threads)
+
+
 def read_tensor(info: TensorInfo) -> Tensor:
     """One tensor as it is stored. Raises BadInput where it is not stored as floating-point numbers."""
     if info.dtype not in STORED:
@@ -68,7 +74,7 @@ def rewrite(
     kept: Mapping[str, list[tuple[int, Tensor]]] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Rewritten:
-    """Write `model` to `out` with the tensors called `names` passed through `edit`; one, and its copy, is held at a time.
+    """Write `model` to `out` with the tensors called `names` passed through `edit`; one and its copy are held.
 
     kept: by name in the model, (dimension, positions kept) after the edit: smaller tensors. config: fields that
     change. Dtypes stay. Nothing is loaded, so the folder holds no probe values; those of the source are not copied.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.data import Dialogues
+from palimpsest.errors import BadInput
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.removals.weights.layerwise import prune_layerwise
 from palimpsest.removals.weights.unstructured import smallest_of_each_row, smallest_of_runs
@@ -95,7 +96,12 @@ def sparsegpt(
     h[dead, dead] = 1
     w[:, dead] = 0
     h.diagonal().add_(damping * h.diagonal().mean())
-    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    try:
+        u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    except torch.linalg.LinAlgError:
+        raise BadInput(
+            "sparsegpt: the inputs' products are singular; take more --set damping, or more samples"
+        ) from None
     width = w.shape[1]
     if pattern is not None:
         block = max(pattern[1], block - block % pattern[1])  # runs do not cross blocks
