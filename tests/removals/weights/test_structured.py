@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from factory import FAMILIES, copy_of, make_model
 from palimpsest.checkpoint import Checkpoint, resolve
-from palimpsest.checkpoint.load import load_model
+from palimpsest.checkpoint.load import load_model, store_probe
 from palimpsest.cli import app
 from palimpsest.errors import BadInput
 from palimpsest.families import family_of
@@ -337,6 +337,19 @@ def test_an_unknown_architecture_and_quantised_weights_are_one_line(tmp_path: Pa
         (spoiled / "config.json").write_text(json.dumps(config | {field: value}))
         with pytest.raises(BadInput, match=message):
             PruneL1().apply(resolve(spoiled), tmp_path / "o", Context())
+
+
+def test_weights_that_are_not_finite_and_stale_probe_values_do_no_harm(tmp_path: Path) -> None:
+    source = make_model(tmp_path / "m")
+    model = resolve(source)
+    store_probe(load_model(model, Context()), model)
+    made = PruneL1(ratio=0.5, start=0.0, end=1.0).apply(model, tmp_path / "o", Context())
+    assert logits(made.checkpoint).isfinite().all(), "the probe of the source would refuse the pruned model"
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="scores of layer 1 are not finite"):
+        PruneL1().apply(resolve(source), tmp_path / "p", Context())
 
 
 def test_shards_and_half_precision_stay_as_they_are(tmp_path: Path) -> None:

@@ -275,6 +275,11 @@ def test_sparsegpt_goes_through_a_model_and_keeps_its_function_better(model: Che
     assert away[SparseGPT] < away[Wanda] < away[Magnitude]
 
 
+def test_a_singular_hessian_is_one_line() -> None:
+    with pytest.raises(BadInput, match="take more damping"):
+        sparsegpt(torch.ones(2, 4), -torch.eye(4) - torch.ones(4, 4), 0.5, damping=1e-8)
+
+
 # -- what is refused -----------------------------------------------------------------------------------------
 
 

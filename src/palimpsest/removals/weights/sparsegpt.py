@@ -98,10 +98,8 @@ def sparsegpt(
     h.diagonal().add_(damping * h.diagonal().mean())
     try:
         u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-    except torch.linalg.LinAlgError:
-        raise BadInput(
-            "sparsegpt: the inputs' products are singular; take more --set damping, or more samples"
-        ) from None
+    except RuntimeError as error:  # torch's LinAlgError is one
+        raise BadInput(f"sparsegpt: no Cholesky factor of the inputs' products; take more damping ({error})") from None
     width = w.shape[1]
     if pattern is not None:
         block = max(pattern[1], block - block % pattern[1])  # runs do not cross blocks
