@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,13 +106,8 @@ class PruneTaylor:
                     scores = self._moving(network, parameters, groups, part, averages, transposed)
                 else:
                     first, squared = gradients(network, names, ids, self.importance in ("param_second", "param_mix"))
-                    values = {
-                        n: as_out_in(
-                            taylor_values(parameters[n].data, first[n], squared[n], self.importance), transposed
-                        )
-                        for n in names
-                    }
-                    scores = [taylor_scores(g, values.__getitem__, self.importance) for g in groups]
+                    values = self._values(parameters, first, squared, transposed)
+                    scores = [taylor_scores(g, values, self.importance) for g in groups]
                 for group_scores, before in zip(scores, removed, strict=False):
                     group_scores[torch.from_numpy(before)] = -1.0  # what has gone goes first
                 removed = choose(groups, scores, self.ratio * number / self.rounds, self.scope, "prune-taylor")
@@ -120,6 +115,17 @@ class PruneTaylor:
                     zero(parameters[name].data, blocks, transposed)
                 task.advance(1)
         return removed
+
+    def _values(
+        self, parameters: dict[str, Tensor], first: dict[str, Tensor], squared: dict[str, Tensor], transposed: bool
+    ) -> Callable[[str], Tensor]:
+        """What is summed, seen as (out, in), by a tensor's name; one at a time is held."""
+        kind: Any = self.importance
+
+        def values(name: str) -> Tensor:
+            return as_out_in(taylor_values(parameters[name].data, first[name], squared[name], kind), transposed)
+
+        return values
 
     def _moving(
         self,
