@@ -23,7 +23,7 @@ from palimpsest.merging.writing import Shards, Slot
 from palimpsest.method import Context
 
 Edit = Callable[[str, Tensor], None]  # changes a tensor in place, given its name in the model
-_PIECE = 1 << 22  # numbers looked at together
+_PIECE = 1 << 19  # numbers looked at together
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def _slot(info: TensorInfo, kept: list[tuple[int, Tensor]]) -> Slot:
 def _add_norms(before: Tensor, after: Tensor, changed: list[float], total: list[float]) -> None:
     old, new = before.view(-1), after.view(-1)
     for at in range(0, old.numel(), _PIECE):
-        a, b = old[at : at + _PIECE], new[at : at + _PIECE]
-        total.append(float(a.double().pow(2).sum()))
-        changed.append(float((b.double() - a.double()).pow(2).sum()))
+        a, b = old[at : at + _PIECE].float(), new[at : at + _PIECE].float()
+        total.append(float(a.pow(2).sum(dtype=torch.float64)))
+        if after is not before:
+            changed.append(float((b - a).pow(2).sum(dtype=torch.float64)))
