@@ -1,0 +1,1 @@
+"""Removals that change weights without training: structured and unstructured pruning."""
