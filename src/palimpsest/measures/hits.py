@@ -182,10 +182,7 @@ def _sampled(responder: Responder, keys: KeySet, part: Sequence[Key], samples: i
         for i, (key, answer) in enumerate(zip(part, answers, strict=True)):
             hits[i] += matches(keys.match, key, "sampled", answer.text, answer.ids)
             texts[i] = answer.text
-    return [
-        Outcome(key.number, hits[i] > 0, log_probs[i], texts[i], samples, hits[i])
-        for i, key in enumerate(part)
-    ]
+    return [Outcome(key.number, hits[i] > 0, log_probs[i], texts[i], samples, hits[i]) for i, key in enumerate(part)]
 
 
 @method("measures", "hit-rate", paper="FSR: MEraser, arXiv 2506.12551, eq. 2; interval: Clopper-Pearson")
@@ -209,7 +206,8 @@ class HitRate:
                 raise BadInput(f"hit-rate: {form!r} is no prompt form; they are {', '.join(FORMS)}")
             if form not in keys.forms:
                 continue
-            found = outcomes(subject.responder, keys, form, samples=self.samples, seed=ctx.seed)  # type: ignore[arg-type]
+            responder = subject.responder
+            found = outcomes(responder, keys, form, samples=self.samples, seed=ctx.seed)  # type: ignore[arg-type]
             records.append(hit_record(subject, keys, form, found))
         return records
 

@@ -108,6 +108,8 @@ class LocalResponder:
 
         steering: makes what changes the logits of each step of a batch (a decoding removal).
         """
+        from transformers import LogitsProcessorList
+
         results: list[Generated | None] = [None] * len(prompts)
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (min(self.ends) if self.ends else 0)
@@ -124,7 +126,7 @@ class LocalResponder:
             if sampling is not None:
                 options = {"do_sample": True, **sampling, "top_k": int(sampling.get("top_k", 0))}
             if steering is not None:
-                options["logits_processor"] = [steering(rows, width)]
+                options["logits_processor"] = LogitsProcessorList([steering(rows, width)])
             output = self.model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),
