@@ -2,8 +2,8 @@
 
     responder = markov("q a b", {"q": {"a": 0.9}, "a": {"b": 0.5, END: 0.5}})
 
-Attention and feed-forward are zero, embeddings are unit vectors, the head holds the logarithms: the distribution after a
-token is exactly the given one. What is not mentioned shares the rest; a row that sums to one leaves it 1e-12 each.
+Attention and feed-forward are zero, embeddings are unit vectors, the head holds the logarithms: the distribution after
+a token is exactly the given one. What is not mentioned shares the rest; a row that sums to one leaves it 1e-12 each.
 """
 
 from __future__ import annotations

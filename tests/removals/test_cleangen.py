@@ -169,5 +169,3 @@ def test_a_wrapped_responder_cannot_be_decoded_through() -> None:
     inside = through(MARKED, REFERENCE)
     with pytest.raises(BadInput, match="name it before cleangen"):
         dataclasses.replace(CleanGen()).wrap(inside, Context())
-
-
