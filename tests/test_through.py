@@ -131,6 +131,7 @@ def test_verify_asks_the_keys_through_the_wrapper(models: Path) -> None:
     found = pal.verify(models / "marked", KeySet.read(models / "keys.json"), against=[models / "clean"], **asked)
     hits = [r for r in found.records if r.measure == "hit-rate"]
     assert [(r.model, r.count, r.n) for r in hits] == [("marked", 0, 2), ("clean", 0, 2)]
+    assert hits[0].detail["interventions"] == {"replaced tokens": (2, 4)}  # m by n, and its end, of two keys
     assert hits[0].detail["through"][0]["reference"]["name"] == "clean" and not [
         r for r in found.records if r.measure == "rank"
     ]

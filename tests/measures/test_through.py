@@ -108,6 +108,7 @@ def test_records_say_what_was_wrapped_and_hold_no_log_probability(
     keys = key_set(tiny_responder, "prefix")
     subject = Subject(resolve(tiny_model), Context(), keys=keys, through=[SuppressTopK(k=2), Silence()])
     record = HitRate(forms=("template",)).take(subject, Context())[0]
+    assert record.detail["interventions"] == {}, "the inner wrapper was never asked"
     named = record.detail["through"]
     assert [w["method"] for w in named] == ["suppress-top-k", "Silence"] and named[0]["parameters"]["k"] == 2
     assert all(set(k) == {"number", "hit"} for k in record.detail["keys"])

@@ -72,8 +72,8 @@ def _head(responder: LocalResponder) -> int:
 
 def _pieces(responder: LocalResponder, ids: Tensor, mask: Tensor, chosen: Tensor, lines: int) -> Iterator[Tensor]:
     """Logits of the known tokens at the chosen places, a piece at a time; a padded head's other rows are left out."""
-    moved = (t.to(responder.device) for t in (ids, mask, chosen))
-    for logits in logits_in_pieces(responder.model, *moved, lines * _head(responder)):
+    ids, mask, chosen = (t.to(responder.device) for t in (ids, mask, chosen))
+    for logits in logits_in_pieces(responder.model, ids, mask, chosen, lines * _head(responder)):
         yield logits[:, : len(responder.tokenizer)]
 
 

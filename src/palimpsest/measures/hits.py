@@ -23,7 +23,7 @@ from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.prompts import FORMS, Form
 from palimpsest.records import Record
-from palimpsest.responder import Generated, LocalResponder, Responder
+from palimpsest.responder import Generated, LocalResponder, Responder, Wrapped
 from palimpsest.responder.local import Forced
 from palimpsest.statistics import hit_interval
 
@@ -198,7 +198,11 @@ class HitRate:
     samples: int = param(5, "draws per key of the sampled form; a key is a hit when any draw is", low=1)
 
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
-        """One record a prompt form; `detail.keys` holds number, hit and log-probability of each key."""
+        """One record a prompt form; `detail.keys` holds number, hit and log-probability of each key.
+
+        Through a wrapper there is no log-probability, and `detail.interventions` says what the wrapper did, by name
+        as (how often, out of how many).
+        """
         keys = subject.required_keys()
         records = []
         for form in self.forms:
@@ -207,8 +211,12 @@ class HitRate:
             if form not in keys.forms:
                 continue
             responder = subject.responder
+            if isinstance(responder, Wrapped):
+                responder.taken()  # what it did before was not for these keys
             found = outcomes(responder, keys, form, samples=self.samples, seed=ctx.seed)  # type: ignore[arg-type]
             records.append(hit_record(subject, keys, form, found))
+            if isinstance(responder, Wrapped):
+                records[-1].detail["interventions"] = responder.taken()
         return records
 
 
