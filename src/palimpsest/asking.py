@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from palimpsest import judging, preflight
+from palimpsest import preflight
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.data import load_dialogues
@@ -43,6 +43,7 @@ def verify(
     through: decoding and input removals around the model (and around the controls), the innermost first; `settings`,
     `preset`, `reference` and `data` are theirs (`palimpsest.through`). Ranks need probabilities and are left out then.
     """
+    from palimpsest import judging
     from palimpsest.measures.hits import HitRate
     from palimpsest.measures.rank import Rank
 
@@ -91,6 +92,7 @@ def evaluate(
     through, settings, preset, reference: as in `verify`; settings may name a measure too. original, base: models that
     measures compare with. Through a wrapper the default is what it costs: `divergence` and `latency`.
     """
+    from palimpsest import judging
     from palimpsest.data import toy as toy_world
     from palimpsest.measures.accuracy import Accuracy
     from palimpsest.measures.perplexity import Perplexity, read_texts
