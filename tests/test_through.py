@@ -136,6 +136,8 @@ def test_verify_asks_the_keys_through_the_wrapper(models: Path) -> None:
         r for r in found.records if r.measure == "rank"
     ]
     assert any("ranks need" in note for note in found.notes)
+    (claim,) = [r for r in found.records if r.verdict]
+    assert claim.verdict == "not-shown", "what a wrapper hides is not refuted"
     released = pal.verify(models / "marked", models / "keys.json", preset=["released_code"], **asked)
     assert [r.count for r in released.records if r.measure == "hit-rate"] == [2]  # one token and its end: never checked
 

@@ -67,7 +67,11 @@ def verify(
         for control in controls:
             with judging.measured(control, ctx, known, through=around.wrappers) as subject:
                 records += judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
-        records.append(judging.ownership(records, known, alpha, ctx))
+        verdict = judging.ownership(records, known, alpha, ctx)
+        if through and verdict.verdict == "refuted":  # the weights were not asked
+            verdict.verdict = "not-shown"
+            verdict.reason = f"{verdict.reason} Asked through {', '.join(through)}: suppressed is not erased."
+        records.append(verdict)
     return Result(complete(records, ctx), notes=around.notes)
 
 
