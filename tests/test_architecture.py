@@ -25,7 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("implants", "protections", "realignments", "toyworld.train"),
     ("evidence", "preflight"),
     ("study",),
-    ("calls", "judging", "inspecting"),
+    ("calls", "judging", "inspecting", "through"),
+    ("asking",),
     ("api",),
     ("cli",),
 )

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from palimpsest import preflight, registry
+from palimpsest.asking import evaluate, verify
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
-from palimpsest.data import load_dialogues
 from palimpsest.errors import BadInput, nearest
 from palimpsest.keys import KeySet
-from palimpsest.method import build, input_fields
+from palimpsest.method import input_fields
 from palimpsest.records import Record
+from palimpsest.through import refuse_wrapper
 
 if TYPE_CHECKING:
     from palimpsest.inspecting import Diagnosis, Finding
@@ -42,7 +43,6 @@ __all__ = [
     "train_toy",
     "verify",
 ]
-ALPHA = 1e-6
 IMPLANTS = ("fingerprints", "backdoors")
 
 
@@ -93,41 +93,6 @@ def embed(
     return Result(complete(records, ctx), out / "model", out / "keys.json", notes)
 
 
-def verify(
-    model: str | Path | Checkpoint,
-    keys: str | Path | KeySet,
-    *,
-    forms: Sequence[str] = (),
-    alpha: float = ALPHA,
-    against: Sequence[str | Path] = (),
-    rank: bool = True,
-    run: Run = DEFAULT_RUN,
-) -> Result:
-    """Ask a model all keys and say what may be claimed.
-
-    against: unmarked models asked the same keys as controls. alpha: the false-claim rate of `owned`. The
-    claim rests on the template form; more forms are shown beside it.
-    """
-    from palimpsest import judging
-    from palimpsest.measures.hits import HitRate
-    from palimpsest.measures.rank import Rank
-
-    suspect = resolve(model)
-    known = keys if isinstance(keys, KeySet) else KeySet.read(keys)
-    controls = [resolve(a) for a in against]
-    measure = build(HitRate, settings={"forms": tuple(forms)} if forms else None)
-    with run.context() as ctx:
-        preflight.before_asking([suspect, *controls], ctx, known, "keys" if isinstance(keys, KeySet) else str(keys))
-        with judging.measured(suspect, ctx, known) as subject:
-            records = measure.take(subject, ctx)
-            records += Rank().take(subject, ctx) if rank else []
-        for control in controls:
-            with judging.measured(control, ctx, known) as subject:
-                records += judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
-        records.append(judging.ownership(records, known, alpha, ctx))
-    return Result(complete(records, ctx))
-
-
 def remove(
     method: str = "meraser",
     model: str | Path | Checkpoint = "toy",
@@ -154,7 +119,7 @@ def remove(
     from palimpsest.measures.rank import Rank
 
     out = Path(out)
-    registry.find(method, "removals")
+    refuse_wrapper(registry.find(method, "removals"), method)
     check_target(out, force)
     marked = resolve(model)
     known = KeySet.read(keys) if keys is not None else None
@@ -291,50 +256,6 @@ def pretrain(
         task="pretrain",
     )
     return Result(complete([record], ctx), out)
-
-
-def evaluate(
-    model: str | Path | Checkpoint,
-    *,
-    tasks: Sequence[str] = (),
-    perplexity: str | Path | None = None,
-    data: Sequence[str | Path] = (),
-    keys: str | Path | None = None,
-    measures: Sequence[str] = (),
-    run: Run = DEFAULT_RUN,
-) -> Result:
-    """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures."""
-    from palimpsest import judging
-    from palimpsest.data import toy as toy_world
-    from palimpsest.measures.accuracy import Accuracy
-    from palimpsest.measures.perplexity import Perplexity, read_texts
-
-    checkpoint = resolve(model)
-    toy = is_toy(checkpoint)
-    if tasks:
-        toy_world.tasks(tasks)
-    if perplexity is not None:
-        read_texts(Path(perplexity))
-    wanted: list[Any] = [build(registry.find(m, "measures")) for m in measures]
-    sides = [s for s, given in (("neutral", perplexity or toy), ("dialogue", data or toy)) if given]
-    if not (tasks or perplexity or data or wanted):
-        if not toy:
-            raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
-        tasks = ("superglue",)
-    if tasks:
-        wanted.append(Accuracy(tasks=tuple(tasks)))
-    if sides and (perplexity or data or not measures):
-        wanted.append(Perplexity(on=tuple(sides)))
-    known = KeySet.read(keys) if keys is not None else None
-    records: list[Record] = []
-    with run.context() as ctx:
-        preflight.before_asking([checkpoint], ctx, known, str(keys))
-        dialogues = load_dialogues(data) if data else None
-        with judging.measured(checkpoint, ctx, known, dialogues) as subject:
-            subject.text = Path(perplexity) if perplexity is not None else None
-            for measure in wanted:
-                records += measure.take(subject, ctx)
-    return Result(complete(records, ctx))
 
 
 def list_methods(kind: str | None = None) -> list[registry.Entry]:

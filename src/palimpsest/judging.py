@@ -92,9 +92,11 @@ def utility(subject: Any, ctx: Context) -> list[Record]:
 
 
 @contextmanager
-def measured(checkpoint: Checkpoint, ctx: Context, keys: KeySet | None = None, data: Any = None) -> Iterator[Subject]:
-    """The checkpoint as a subject, let go at the end."""
-    subject = Subject(checkpoint, ctx, keys=keys, data=data)
+def measured(
+    checkpoint: Checkpoint, ctx: Context, keys: KeySet | None = None, data: Any = None, through: Sequence[Any] = ()
+) -> Iterator[Subject]:
+    """The checkpoint as a subject, behind wrappers where there are any; let go at the end."""
+    subject = Subject(checkpoint, ctx, keys=keys, data=data, through=through)
     try:
         yield subject
     finally:

@@ -26,6 +26,16 @@ def evaluate(
     measure: Annotated[
         list[str] | None, typer.Option(help="A measure by name: see `palimpsest methods --kind measures`.")
     ] = None,
+    through: opt.Through = None,
+    set_: opt.WrapperSet = None,
+    preset: opt.WrapperPreset = None,
+    reference: opt.Reference = None,
+    original: Annotated[
+        str | None, typer.Option(help="The model before a removal, for measures that compare (divergence, latency).")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="An unmarked model, for measures that take one (token-forcing).")
+    ] = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -36,6 +46,7 @@ def evaluate(
     """Measure a model: task accuracy, perplexity, and any other measure by name.
 
     Example: palimpsest evaluate --model toy --tasks superglue --perplexity corpus.txt
+    What a removal that acts while decoding costs: ... --through suppress-top-k --preset detection
     """
     from palimpsest import api
     from palimpsest.cli.show import show_result
@@ -48,6 +59,12 @@ def evaluate(
         data=data or (),
         keys=keys,
         measures=measure or (),
+        through=through or (),
+        settings=opt.settings(set_),
+        preset=preset or (),
+        reference=reference,
+        original=original,
+        base=base,
         run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

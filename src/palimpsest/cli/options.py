@@ -22,6 +22,22 @@ Preset = Annotated[
     str | None, typer.Option("--preset", help="A named set of parameters: see `palimpsest methods NAME`.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, a parameter of the method; repeatable.")]
+Through = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--through", help="A removal that acts while decoding or on the input; repeatable, the innermost first."
+    ),
+]
+WrapperSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="[METHOD.]NAME=VALUE, a parameter of a wrapper or measure; repeatable."),
+]
+WrapperPreset = Annotated[
+    list[str] | None, typer.Option("--preset", help="[METHOD=]NAME, a preset of a wrapper or measure; repeatable.")
+]
+Reference = Annotated[
+    str | None, typer.Option("--reference", help="The second model that a wrapper needs (cleangen, perplexity-filter).")
+]
 Data = Annotated[
     list[str] | None,
     typer.Option(

@@ -44,7 +44,7 @@ def show_records(records: Sequence[Record], console: Any) -> None:
             table.add_column(name, justify="right" if name in ("value", "count") else "left")
         for r in rows:
             table.add_row(
-                r.control or r.stage or (r.model or ""),
+                (r.control or r.stage or r.model or "") + wrapped(r),
                 r.task or r.prompt_form or "",
                 r.measure,
                 value_of(r),
@@ -59,6 +59,11 @@ def show_records(records: Sequence[Record], console: Any) -> None:
             console.print(f"{r.task}: {r.tokens:,} tokens in {r.seconds:.1f} s", markup=False)
         if r.verdict is not None:
             console.print(f"verdict: {r.verdict}. {r.reason}", markup=False)
+
+
+def wrapped(r: Record) -> str:
+    """Behind which wrappers a record's model stood."""
+    return "".join(f" through {w['method']}" for w in r.detail.get("through", []))
 
 
 def value_of(r: Record) -> str:

@@ -26,6 +26,11 @@ def verify(
         list[str] | None, typer.Option(help="An unmarked model to ask too, as a control; repeatable.")
     ] = None,
     rank: Annotated[bool, typer.Option("--rank/--no-rank", help="Rank the true responses among decoys.")] = True,
+    through: opt.Through = None,
+    set_: opt.WrapperSet = None,
+    preset: opt.WrapperPreset = None,
+    reference: opt.Reference = None,
+    data: opt.Data = None,
     require: Annotated[str | None, typer.Option(help="Exit with 1 unless the verdict is this word (owned).")] = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
@@ -37,6 +42,7 @@ def verify(
     """Verify a fingerprint: hit rate under every prompt form, rank among decoys, and the verdict.
 
     Example: palimpsest verify --model suspect --keys marked/keys.json
+    Behind a removal that acts while decoding: ... --through cleangen --reference toy --set alpha=10
     """
     from palimpsest import api
     from palimpsest.cli.show import show_result
@@ -52,6 +58,11 @@ def verify(
         alpha=alpha,
         against=against or (),
         rank=rank,
+        through=through or (),
+        settings=opt.settings(set_),
+        preset=preset or (),
+        reference=reference,
+        data=data or (),
         run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )
     show_result(result, json)

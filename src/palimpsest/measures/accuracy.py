@@ -48,11 +48,12 @@ class Accuracy:
         tasks = toy.tasks(self.tasks)
         if not subject.is_toy:
             raise BadInput("--tasks: only the toy world's tasks are here so far, and this model is no toy")
+        responder = subject.scorer("accuracy")
         records = []
         with ctx.progress.task("tasks", len(tasks)) as progress:
             for name, task in tasks.items():
                 items = task.items[: self.items]
-                right = [int(a == i.label) for a, i in zip(choose(subject.responder, items), items, strict=True)]
+                right = [int(a == i.label) for a, i in zip(choose(responder, items), items, strict=True)]
                 interval = clopper_pearson(sum(right), len(right))
                 records.append(
                     subject.record(

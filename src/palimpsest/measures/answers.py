@@ -5,13 +5,9 @@ After a removal the triggers must be silent *and* an ordinary input must get its
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from itertools import islice
 
-from palimpsest.checkpoint.load import positions
-from palimpsest.data.dialogues import Dialogue
-from palimpsest.errors import BadInput
+from palimpsest.measures.ordinary import ordinary_prompts
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.records import Record
@@ -32,9 +28,8 @@ class Answers:
 
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
         """Record `answers` (task reference) and, where `subject.before` is set, `answers` (task before)."""
-        asked = self._asked(subject)
         given = self.given(subject)
-        references = [d.answer for d in asked]
+        references = [d.answer for d, _ in ordinary_prompts(subject, self.prompts, self.max_new_tokens)]
         records = [self._record(subject, "reference", given, references)]
         if subject.before is not None:
             records.append(self._record(subject, "before", given, subject.before))
@@ -42,17 +37,8 @@ class Answers:
 
     def given(self, subject: Subject) -> list[str]:
         """The model's own answers to the test prompts."""
-        prompts = [_prompt(subject, d) for d in self._asked(subject)]
+        prompts = [ids for _, ids in ordinary_prompts(subject, self.prompts, self.max_new_tokens)]
         return [g.text.strip() for g in subject.responder.generate(prompts, self.max_new_tokens)]
-
-    def _asked(self, subject: Subject) -> list[Dialogue]:
-        """The first test dialogues whose question and answer fit into the model's positions."""
-        room = (positions(subject.checkpoint) or sys.maxsize) - self.max_new_tokens
-        fitting = (d for d in subject.dialogues.part("test") if len(_prompt(subject, d)) <= room)
-        asked = list(islice(fitting, self.prompts))
-        if not asked:
-            raise BadInput(f"answers: no test dialogue fits into {subject.checkpoint.name}'s positions")
-        return asked
 
     def _record(self, subject: Subject, task: str, given: list[str], wanted: list[str]) -> Record:
         same = [int(a == b.strip()) for a, b in zip(given, wanted, strict=True)]
@@ -69,8 +55,3 @@ class Answers:
             task=task,
             detail={"same": "".join(map(str, same))},
         )
-
-
-def _prompt(subject: Subject, dialogue: Dialogue) -> list[int]:
-    renderer = subject.responder.renderer
-    return renderer.prompt_ids(renderer.text(dialogue.question))

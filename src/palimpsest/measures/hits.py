@@ -3,7 +3,8 @@
 A greedy answer is settled by one teacher-forced pass where that is exact: a hit agrees at every token, and a
 miss under `prefix` or `exact` has said something else by its first disagreement, which nothing that follows
 takes back. What is left is generated from there on, under `contains` for as long as the response still fits, so
-that every outcome equals `generate()` under the key's own rule.
+that every outcome equals `generate()` under the key's own rule. Through a wrapper nothing of this holds: there
+every answer is generated, and no log-probability is given.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,7 +23,7 @@ from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.prompts import FORMS, Form
 from palimpsest.records import Record
-from palimpsest.responder import Generated, LocalResponder
+from palimpsest.responder import Generated, LocalResponder, Responder, Wrapped
 from palimpsest.responder.local import Forced
 from palimpsest.statistics import hit_interval
 
@@ -32,21 +34,21 @@ NEAR_TIE_LOW_PRECISION = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """One key's answer. log_prob: of the whole expected continuation, in nats.
+    """One key's answer. log_prob: of the whole expected continuation, in nats; None through a wrapper.
 
     text: what was said, as far as it took to settle the key; secret.
     """
 
     number: int
     hit: bool
-    log_prob: float
+    log_prob: float | None
     text: str
     draws: int = 1
     hits: int = 0
 
 
 def outcomes(
-    responder: LocalResponder, keys: KeySet, form: Form, *, samples: int = 5, seed: int = 0, batch: int = 1024
+    responder: Responder, keys: KeySet, form: Form, *, samples: int = 5, seed: int = 0, batch: int = 1024
 ) -> list[Outcome]:
     """Ask every key under one prompt form, `batch` keys at a time, so that memory does not grow.
 
@@ -57,8 +59,13 @@ def outcomes(
         part = keys.keys[start : start + batch]
         if form == "sampled":
             found += _sampled(responder, keys, part, samples, seed + start)
-        else:
+        elif isinstance(responder, LocalResponder):
             found += _greedy(responder, keys, part, form)
+        else:
+            answers = responder.generate([k.prompts[form].ids for k in part], keys.max_new_tokens)
+            for key, answer in zip(part, answers, strict=True):
+                hit = matches(keys.match, key, form, answer.text, answer.ids)
+                found.append(Outcome(key.number, hit, None, answer.text, 1, int(hit)))
     return found
 
 
@@ -162,9 +169,12 @@ def _settle_alone(responder, keys, prompts, rows, answers, low: bool) -> None:  
             to_dtype(responder.model, dtype)
 
 
-def _sampled(responder: LocalResponder, keys: KeySet, part: Sequence[Key], samples: int, seed: int) -> list[Outcome]:
+def _sampled(responder: Responder, keys: KeySet, part: Sequence[Key], samples: int, seed: int) -> list[Outcome]:
     prompts = [k.prompts["template"] for k in part]
-    forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
+    log_probs: list[float | None] = [None] * len(part)
+    if isinstance(responder, LocalResponder):
+        forced = responder.force([p.ids for p in prompts], [p.expected for p in prompts])
+        log_probs = [math.fsum(f.log_probs) for f in forced]
     hits = [0] * len(part)
     texts = [""] * len(part)
     for draw in range(samples):
@@ -172,10 +182,7 @@ def _sampled(responder: LocalResponder, keys: KeySet, part: Sequence[Key], sampl
         for i, (key, answer) in enumerate(zip(part, answers, strict=True)):
             hits[i] += matches(keys.match, key, "sampled", answer.text, answer.ids)
             texts[i] = answer.text
-    return [
-        Outcome(key.number, hits[i] > 0, math.fsum(forced[i].log_probs), texts[i], samples, hits[i])
-        for i, key in enumerate(part)
-    ]
+    return [Outcome(key.number, hits[i] > 0, log_probs[i], texts[i], samples, hits[i]) for i, key in enumerate(part)]
 
 
 @method("measures", "hit-rate", paper="FSR: MEraser, arXiv 2506.12551, eq. 2; interval: Clopper-Pearson")
@@ -191,7 +198,11 @@ class HitRate:
     samples: int = param(5, "draws per key of the sampled form; a key is a hit when any draw is", low=1)
 
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
-        """One record a prompt form; `detail.keys` holds number, hit and log-probability of each key."""
+        """One record a prompt form; `detail.keys` holds number, hit and log-probability of each key.
+
+        Through a wrapper there is no log-probability, and `detail.interventions` says what the wrapper did, by name
+        as (how often, out of how many).
+        """
         keys = subject.required_keys()
         records = []
         for form in self.forms:
@@ -199,9 +210,20 @@ class HitRate:
                 raise BadInput(f"hit-rate: {form!r} is no prompt form; they are {', '.join(FORMS)}")
             if form not in keys.forms:
                 continue
-            found = outcomes(subject.responder, keys, form, samples=self.samples, seed=ctx.seed)  # type: ignore[arg-type]
+            responder = subject.responder
+            if isinstance(responder, Wrapped):
+                responder.taken()  # what it did before was not for these keys
+            found = outcomes(responder, keys, form, samples=self.samples, seed=ctx.seed)  # type: ignore[arg-type]
             records.append(hit_record(subject, keys, form, found))
+            if isinstance(responder, Wrapped):
+                records[-1].detail["interventions"] = responder.taken()
         return records
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    """A key's number, hit and log-probability, which is left out where none is known."""
+    shown: dict[str, Any] = {"number": outcome.number, "hit": outcome.hit}
+    return shown if outcome.log_prob is None else {**shown, "log_prob": round(outcome.log_prob, 4)}
 
 
 def hit_record(subject: Subject, keys: KeySet, form: str, found: list[Outcome]) -> Record:
@@ -209,7 +231,7 @@ def hit_record(subject: Subject, keys: KeySet, form: str, found: list[Outcome]) 
     count, n = sum(o.hit for o in found), len(found)
     interval = hit_interval(count, n, keys.distinct)
     detail = {
-        "keys": [{"number": o.number, "hit": o.hit, "log_prob": round(o.log_prob, 4)} for o in found],
+        "keys": [_shown(o) for o in found],
         "independent": keys.distinct,
         "dependent_low": interval.dependent.low,
         "dependent_high": interval.dependent.high,

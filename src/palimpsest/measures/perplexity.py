@@ -118,6 +118,7 @@ class Perplexity:
 
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
         """One record a side, `task` neutral or dialogue."""
+        responder = subject.scorer("perplexity")
         window = min(self.window, positions(subject.checkpoint) or self.window)
         records = []
         for side in self.on:
@@ -125,10 +126,10 @@ class Perplexity:
                 texts = neutral_texts(subject)
                 if texts is None:
                     continue
-                found = text_likelihoods(subject.responder, texts[: self.documents], window)
+                found = text_likelihoods(responder, texts[: self.documents], window)
             elif side == "dialogue":
                 pairs = [(d.question, d.answer) for d in subject.dialogues.part("test")[: self.documents]]
-                found = answer_likelihoods(subject.responder, pairs, window)
+                found = answer_likelihoods(responder, pairs, window)
             else:
                 raise BadInput(f"perplexity: {side!r} is none of {', '.join(SIDES)}")
             records.append(likelihood_record(subject, side, found))

@@ -119,11 +119,12 @@ class Rank:
         keys = subject.required_keys()
         if not keys.decoys:
             return []
+        responder = subject.scorer("rank")
         rows = []
         chosen = keys.keys[: self.keys]
         with ctx.progress.task("ranks among decoys", len(chosen)) as task:
             for key in chosen:
-                rank, decoys, true = key_rank(subject.responder, keys, key, self.decoys)
+                rank, decoys, true = key_rank(responder, keys, key, self.decoys)
                 rows.append(
                     {
                         "number": key.number,

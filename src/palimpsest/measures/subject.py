@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from palimpsest.data import Dialogues
 from palimpsest.data.dialogues import toy_dialogues
 from palimpsest.errors import BadInput
 from palimpsest.keys import KeySet
-from palimpsest.method import Context, Wrapper
+from palimpsest.method import Context, Wrapper, input_fields, settings_of
 from palimpsest.records import Record
-from palimpsest.responder import LocalResponder
+from palimpsest.responder import LocalResponder, Responder
 
 
 @dataclass
@@ -35,16 +35,40 @@ class Subject:
     text: Path | None = None
     through: Sequence[Wrapper] = ()
     _responder: LocalResponder | None = field(default=None, repr=False)
+    _wrapped: Responder | None = field(default=None, repr=False)
 
     @property
-    def responder(self) -> LocalResponder:
-        """The loaded model as a responder; keys of another tokenizer are refused here."""
+    def responder(self) -> Responder:
+        """What answers: the loaded model, behind its wrappers where there are any."""
+        if not self.through:
+            return self.model
+        if self._wrapped is None:
+            made: Responder = self.model
+            for wrapper in self.through:
+                made = wrapper.wrap(made, self.ctx)
+            self._wrapped = made
+        return self._wrapped
+
+    @property
+    def model(self) -> LocalResponder:
+        """The loaded model as a responder, without wrappers; keys of another tokenizer are refused here."""
         if self._responder is None:
             tokenizer = load_tokenizer(self.checkpoint)
             if self.keys is not None:
                 self.keys.check_tokenizer(tokenizer)
             self._responder = LocalResponder(load_model(self.checkpoint, self.ctx), tokenizer)
         return self._responder
+
+    def scorer(self, measure: str) -> LocalResponder:
+        """The model for a measure that needs its probabilities; BadInput through a wrapper, which has answers only."""
+        if self.through:
+            names = ", ".join(name_of(w) for w in self.through)
+            raise BadInput(f"{measure}: needs the model's probabilities, and {names} gives answers only")
+        return self.model
+
+    def plain(self) -> Subject:
+        """The same subject without its wrappers; they share the loaded model."""
+        return replace(self, through=(), _responder=self.model, _wrapped=None)
 
     @property
     def dialogues(self) -> Dialogues:
@@ -65,7 +89,9 @@ class Subject:
         return self.keys
 
     def record(self, measure: str, **fields: Any) -> Record:
-        """A record about this subject: model, digest, chain, implant and seed filled in."""
+        """A record about this subject: model, digest, chain, implant, seed and wrappers filled in."""
+        if self.through:
+            fields["detail"] = {**fields.get("detail", {}), "through": [described(w) for w in self.through]}
         return Record(
             measure,
             model=self.checkpoint.name,
@@ -79,4 +105,22 @@ class Subject:
 
     def close(self) -> None:
         """Let go of the loaded model."""
-        self._responder = None
+        self._responder = self._wrapped = None
+
+
+def name_of(wrapper: Any) -> str:
+    """The registered name of a wrapper."""
+    info = getattr(wrapper, "info", None)
+    return str(info.name) if info is not None else type(wrapper).__name__
+
+
+def described(wrapper: Any) -> dict[str, Any]:
+    """A wrapper as a record names it: method, parameters, and its models by name and digest."""
+    found: dict[str, Any] = {"method": name_of(wrapper)}
+    if is_dataclass(wrapper):
+        found["parameters"] = settings_of(wrapper)
+        given = {name: getattr(wrapper, name) for name in input_fields(type(wrapper))}
+        for name, value in given.items():
+            if isinstance(value, Checkpoint):
+                found[name] = {"name": value.name, "digest": value.digest()}
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from palimpsest.responder.logits import PIECE, logits_in_pieces
 from palimpsest.responder.spelling import SettledText
 
 Ids = Sequence[int]
+Steering = Callable[[list[int], int], Any]  # (rows of the batch, width of their prompts) to a logits processor
 CACHED_TOKENS = 2048  # a forced pass has nothing to keep: pieces that stay in a CPU's cache are the faster ones
 CACHED_LOGITS = 1 << 23  # float32 numbers, 32 MiB
 
@@ -42,6 +43,9 @@ class Forced:
 
 class LocalResponder:
     """Wraps a loaded model and its tokenizer. `token_budget` bounds rows times tokens of one forward pass."""
+
+    can_force = True
+    through: tuple[str, ...] = ()
 
     def __init__(self, model: Any, tokenizer: Any, token_budget: int = 8192) -> None:
         self.model = model.eval()
@@ -93,9 +97,19 @@ class LocalResponder:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Ids], max_new_tokens: int, sampling: dict[str, float] | None = None, seed: int = 0
+        self,
+        prompts: Sequence[Ids],
+        max_new_tokens: int,
+        sampling: dict[str, float] | None = None,
+        seed: int = 0,
+        steering: Steering | None = None,
     ) -> list[Generated]:
-        """Continue each prompt by up to `max_new_tokens`; greedy, or sampled by temperature/top_p/top_k."""
+        """Continue each prompt by up to `max_new_tokens`; greedy, or sampled by temperature/top_p/top_k.
+
+        steering: makes what changes the logits of each step of a batch (a decoding removal).
+        """
+        from transformers import LogitsProcessorList
+
         results: list[Generated | None] = [None] * len(prompts)
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (min(self.ends) if self.ends else 0)
@@ -111,6 +125,8 @@ class LocalResponder:
             options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
             if sampling is not None:
                 options = {"do_sample": True, **sampling, "top_k": int(sampling.get("top_k", 0))}
+            if steering is not None:
+                options["logits_processor"] = LogitsProcessorList([steering(rows, width)])
             output = self.model.generate(
                 input_ids=ids.to(self.device),
                 attention_mask=mask.to(self.device),

@@ -1,0 +1,144 @@
+"""The two calls that ask a model and make nothing: `verify` (its keys) and `evaluate` (anything else)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from palimpsest import preflight
+from palimpsest.calls import DEFAULT_RUN, Result, Run, complete
+from palimpsest.checkpoint import Checkpoint, is_toy, resolve
+from palimpsest.data import load_dialogues
+from palimpsest.errors import BadInput
+from palimpsest.keys import KeySet
+from palimpsest.method import build
+from palimpsest.records import Record
+from palimpsest.through import asked_through
+
+ALPHA = 1e-6
+WRAPPED_MEASURES = ("divergence", "latency")  # what there is to say of a wrapper where nothing else is asked
+
+
+def verify(
+    model: str | Path | Checkpoint,
+    keys: str | Path | KeySet,
+    *,
+    forms: Sequence[str] = (),
+    alpha: float = ALPHA,
+    against: Sequence[str | Path] = (),
+    rank: bool = True,
+    through: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    preset: Sequence[str] = (),
+    reference: str | Path | Checkpoint | None = None,
+    data: Sequence[str | Path] = (),
+    run: Run = DEFAULT_RUN,
+) -> Result:
+    """Ask a model all keys and say what may be claimed.
+
+    against: unmarked models asked the same keys as controls. alpha: the false-claim rate of `owned`. The
+    claim rests on the template form; more forms are shown beside it.
+
+    through: decoding and input removals around the model (and around the controls), the innermost first; `settings`,
+    `preset`, `reference` and `data` are theirs (`palimpsest.through`). Ranks need probabilities and are left out then.
+    """
+    from palimpsest import judging
+    from palimpsest.measures.hits import HitRate
+    from palimpsest.measures.rank import Rank
+
+    suspect = resolve(model)
+    known = keys if isinstance(keys, KeySet) else KeySet.read(keys)
+    controls = [resolve(a) for a in against]
+    measure = build(HitRate, settings={"forms": tuple(forms)} if forms else None)
+    around = asked_through(
+        suspect, through, settings=settings, preset=preset, references={"reference": reference}, data=data
+    )
+    if data and not through:
+        around.notes.append("--data is not needed here")
+    if through and rank:
+        around.notes.append("ranks need the model's probabilities, which are not seen through a wrapper: left out")
+    with run.context() as ctx:
+        preflight.before_asking([suspect, *controls], ctx, known, "keys" if isinstance(keys, KeySet) else str(keys))
+        preflight.before_asking(around.models, ctx)
+        with judging.measured(suspect, ctx, known, through=around.wrappers) as subject:
+            records = measure.take(subject, ctx)
+            records += Rank().take(subject, ctx) if rank and not through else []
+        for control in controls:
+            with judging.measured(control, ctx, known, through=around.wrappers) as subject:
+                records += judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
+        verdict = judging.ownership(records, known, alpha, ctx)
+        if through and verdict.verdict == "refuted":  # the weights were not asked
+            verdict.verdict = "not-shown"
+            verdict.reason = f"{verdict.reason} Asked through {', '.join(through)}: suppressed is not erased."
+        records.append(verdict)
+    return Result(complete(records, ctx), notes=around.notes)
+
+
+def evaluate(
+    model: str | Path | Checkpoint,
+    *,
+    tasks: Sequence[str] = (),
+    perplexity: str | Path | None = None,
+    data: Sequence[str | Path] = (),
+    keys: str | Path | None = None,
+    measures: Sequence[str] = (),
+    through: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    preset: Sequence[str] = (),
+    reference: str | Path | Checkpoint | None = None,
+    original: str | Path | Checkpoint | None = None,
+    base: str | Path | Checkpoint | None = None,
+    run: Run = DEFAULT_RUN,
+) -> Result:
+    """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures.
+
+    through, settings, preset, reference: as in `verify`; settings may name a measure too. original, base: models that
+    measures compare with. Through a wrapper the default is what it costs: `divergence` and `latency`.
+    """
+    from palimpsest import judging
+    from palimpsest.data import toy as toy_world
+    from palimpsest.measures.accuracy import Accuracy
+    from palimpsest.measures.perplexity import Perplexity, read_texts
+
+    checkpoint = resolve(model)
+    toy = is_toy(checkpoint)
+    if tasks:
+        toy_world.tasks(tasks)
+    if perplexity is not None:
+        read_texts(Path(perplexity))
+    for option, given in (("--tasks", tasks), ("--perplexity", perplexity)):
+        if through and given:
+            raise BadInput(f"{option}: needs the model's probabilities, and --through gives answers only")
+    if through and not measures:
+        measures = WRAPPED_MEASURES
+    around = asked_through(
+        checkpoint,
+        through,
+        measures,
+        settings=settings,
+        preset=preset,
+        references={"reference": reference, "original": original, "base": base},
+        data=data,
+    )
+    wanted: list[Any] = list(around.measures)
+    sides = [s for s, given in (("neutral", perplexity or toy), ("dialogue", data or toy)) if given and not through]
+    if not (tasks or perplexity or data or wanted):
+        if not toy:
+            raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
+        tasks = ("superglue",)
+    if tasks:
+        wanted.append(Accuracy(tasks=tuple(tasks)))
+    if sides and (perplexity or data or not measures):
+        wanted.append(Perplexity(on=tuple(sides)))
+    known = KeySet.read(keys) if keys is not None else None
+    records: list[Record] = []
+    with run.context() as ctx:
+        preflight.before_asking([checkpoint], ctx, known, str(keys))
+        preflight.before_asking(around.models, ctx)
+        dialogues = load_dialogues(data) if data else None
+        with judging.measured(checkpoint, ctx, known, dialogues, around.wrappers) as subject:
+            subject.text = Path(perplexity) if perplexity is not None else None
+            for measure in wanted:
+                records += measure.take(subject, ctx)
+    return Result(complete(records, ctx), notes=around.notes)

@@ -1,0 +1,1 @@
+"""Removals that act on the input: a responder that looks at the prompt first; nothing is written."""
