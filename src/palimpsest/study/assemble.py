@@ -64,6 +64,6 @@ def _cost(done: dict[str, Any], place: Place, names: dict[str, str]) -> Record:
         threads=done.get("threads"),
         versions=done.get("versions", versions()),
         task=done["method"],
-        detail={"keys": done["keys"]} if "keys" in done else {},
+        detail={name: done[name] for name in ("keys", "rows") if done.get(name) is not None},
     )
     return _placed(record, place, names)
