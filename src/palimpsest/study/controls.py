@@ -6,9 +6,7 @@ import dataclasses
 import importlib
 from typing import Any
 
-from palimpsest.preflight.jobs import jobs_of
-
-SAME_DISTANCE = ("palimpsest.removals.tuning.same_distance", "SameDistance")
+SAME_DISTANCE = "palimpsest.removals.tuning.same_distance"  # imported when a study asks for the control
 
 
 def clean_same_schedule(method: Any) -> Any | None:
@@ -20,23 +18,10 @@ def clean_same_schedule(method: Any) -> Any | None:
 def clean_same_distance(phase: Any) -> Any | None:
     """Clean fine-tuning until the weights have moved as far as in `phase`, or None where it applies to nothing.
 
-    phase: the erase phase. It applies where that trains on anything but clean pairs; its training settings (but for
-    when it stops) are taken over. `like`, the erased model whose distance counts, is the graph's to fill.
+    phase: the erase phase; its data, pairs and settings are taken over. `like`, the erased model whose distance
+    counts, is the graph's to fill.
     """
-    jobs = jobs_of(phase)
-    name = str(getattr(getattr(phase, "info", None), "name", ""))
-    if not jobs or name == "finetune" or hasattr(phase, "steps"):
-        return None
-    cls = same_distance_class()
-    fields = {f.name for f in dataclasses.fields(cls)}
-    taken = {"tuning": jobs[0].tuning} if "tuning" in fields else {}
-    return cls(**taken)
-
-
-def same_distance_class() -> type[Any]:
-    """The control's method class; imported when a study asks for it."""
-    module, name = SAME_DISTANCE
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    return importlib.import_module(SAME_DISTANCE).same_distance_as(phase)
 
 
 def phases_of(method: Any, name: str) -> list[tuple[str, Any]]:

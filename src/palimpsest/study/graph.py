@@ -188,7 +188,7 @@ class _Planner(PlanBuilder):
         phases = controls.phases_of(method, removal.name)
         control = controls.clean_same_distance(phases[0][1])
         if control is None:
-            self.note(f"{removal.id} trains on nothing but clean pairs, so clean-same-distance does not apply to it")
+            self.note(f"{removal.id} has no mismatched phase, so clean-same-distance does not apply to it")
             return
         at = dataclasses.replace(place, control="clean-same-distance")
         shown = f"{phases[0][0] if len(phases) > 1 else removal.id} (clean pairs, same distance)"
