@@ -184,10 +184,11 @@ class Tune:
 class SameDistance:
     """Stands for the control clean-same-distance."""
 
-    like: Any = takes("Checkpoint")
+    like: Checkpoint | None = takes("a model")
     clean: int = param(300, "pairs", low=1)
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        assert self.like is not None
         log(f"as far as {self.like.name}")
         return Made(derive(model, out, "same-distance", strength=0.2), records=[Record("training", tokens=900)])
 
@@ -197,11 +198,12 @@ class SameDistance:
 class Averaging:
     """Merges with another model."""
 
-    base: Any = takes("Checkpoint")
-    expert: Any = takes("Checkpoint")
+    base: Checkpoint | None = takes("a model")
+    expert: Checkpoint | None = takes("a model")
     share: float = param(0.5, "share of the marked model", low=0.0, high=1.0)
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        assert self.expert is not None
         log(f"average {self.share} with {self.expert.name}")
         kept = state(model)["strength"] * (self.share >= 0.5)
         made = derive(model, out, f"averaging {self.share}", strength=kept, ppl=10.5)
@@ -220,10 +222,11 @@ class Hushed:
 class Hush:
     """Keeps a share of the mark's answers back while decoding."""
 
-    reference: Any = takes("Checkpoint")
+    reference: Checkpoint | None = takes("a model")
     keep: float = param(0.0, "share of keys that still answer", low=0.0, high=1.0)
 
     def wrap(self, responder: Any, ctx: Context) -> Any:
+        assert self.reference is not None
         log(f"wrapped with {self.reference.name}")
         return Hushed(responder, self.keep)
 
@@ -366,11 +369,12 @@ class Answers:
 class Divergence:
     """Compares with the model before the removal."""
 
-    original: Any = takes("Checkpoint")
+    original: Checkpoint | None = takes("a model")
 
     def take(self, subject: Any, ctx: Context) -> list[Record]:
         if subject.through:
             return [Record("divergence", 0.25, 1, 4, 0.0, 0.8, 0.95, "two", task="answers")]
+        assert self.original is not None
         apart = abs(state(subject.checkpoint)["ppl"] - state(self.original)["ppl"])
         return [Record("divergence", apart, n=4, task="kl-per-token", detail={"from": self.original.digest()})]
 
@@ -380,7 +384,7 @@ class Divergence:
 class Latency:
     """Times what a wrapper costs."""
 
-    original: Any = takes("Checkpoint")
+    original: Checkpoint | None = takes("a model")
 
     def take(self, subject: Any, ctx: Context) -> list[Record]:
         return [Record("latency", 2.0 if subject.through else 1.0, n=4)]
