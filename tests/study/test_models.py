@@ -174,6 +174,25 @@ def test_controls_of_a_wrapper_are_the_unmarked_base_and_a_note(tmp_path: Path) 
     assert needs_of(made).disk > 0
 
 
+def test_a_removal_may_have_controls_and_a_measure_stages_of_its_own(tmp_path: Path) -> None:
+    removals = ["fake-eraser", {"breaks": {"controls": []}}, {"hush": {"controls": ["clean-base"]}}]
+    measures = ["hit-rate", {"latency": {"stages": ["wrapped"]}}]
+    found = steps(tmp_path, removals=removals, controls=["revival"], measures=measures)
+    assert [s.name for s in found if s.name.endswith("> revival") and s.kind == "transform"] == [
+        "tiny > fake-mark > fake-erase > fake-recover > revival"
+    ]
+    asked = [s.name for s in found if s.method_name == "latency"]
+    assert asked == ["latency: tiny > fake-mark through hush", "latency: tiny through hush"]
+    for change, expected in (
+        ({"measures": [{"hit-rate": {"stages": ["earsed"]}}]}, "measures[0].stages[0]: there is no 'earsed'"),
+        ({"removals": [{"breaks": {"stages": ["erased"]}}]}, "removals[0].stages: only measures have stages"),
+        ({"implants": [{"fake-mark": {"controls": []}}]}, "implants[0].controls: only removals have controls"),
+    ):
+        with pytest.raises(BadInput) as refused:
+            parse_spec(fakes.study(tmp_path, **change))
+        assert expected in str(refused.value)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     """A study of wrappers, an expert and a merge, run and reported."""
@@ -275,3 +294,14 @@ def test_equal_distance_is_judged_and_shown_like_the_same_schedule(tmp_path: Pat
         "finetune has no mismatched phase, so clean-same-schedule does not apply to it",
         "finetune has no mismatched phase, so clean-same-distance does not apply to it",
     ]
+
+
+def test_an_adapter_s_training_is_part_of_its_removal_s_cost(tmp_path: Path) -> None:
+    given = {"id": "of a sibling", "base": "sibling", "mismatched": 4}
+    values = fakes.study(tmp_path, removals=[{"meraser-transfer": {"mismatched": 4}}, {"meraser-transfer": given}])
+    made = plan(parse_spec(values))
+    adapters = {s.id: s for s in made.steps.values() if s.kind == "adapter"}
+    sibling = next(s.id for s in made.steps.values() if s.name == "tiny > sibling")
+    assert [s.model for s in adapters.values()] == ["model:tiny", sibling], "trained on the base that is named"
+    places = [(p.removal, p.stage) for p in made.makings if p.step in adapters]
+    assert places == [("meraser-transfer", "adapter"), ("of a sibling", "adapter")]

@@ -60,6 +60,16 @@ def test_points_reach_the_methods_and_an_id_names_the_family(tmp_path: Path) -> 
     assert len(erase) == 2, "points that differ in the recovery alone share their erase phase"
 
 
+def test_what_moves_together_is_one_axis(tmp_path: Path) -> None:
+    removals = [{"fake-eraser": {"sweep": {"erase": [{"seconds": 1, "pairing": "a"}, {"seconds": 2, "pairing": "b"}]}}}]
+    spec = parse_spec(fakes.study(tmp_path, removals=removals))
+    assert [r.id for r in spec.removals] == [
+        "fake-eraser erase=seconds:1,pairing:a",
+        "fake-eraser erase=seconds:2,pairing:b",
+    ]
+    assert [instance_of(r, "removals").erase for r in spec.removals] == [fakes.Erase("a", 1.0), fakes.Erase("b", 2.0)]
+
+
 def test_inputs_and_presets_are_axes_too(tmp_path: Path) -> None:
     removals = [
         {"hush": {"sweep": {"reference": ["base", "sibling"]}}},

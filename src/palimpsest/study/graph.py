@@ -124,31 +124,37 @@ class _Planner(PlanBuilder):
         )
         there = dataclasses.replace(asked, through=(through,))
         self._measure_all(marked, dataclasses.replace(place, stage="wrapped"), there)
-        if "clean-base" in self.spec.controls:
+        asked_for = self._controls(removal)
+        if "clean-base" in asked_for:
             clean = dataclasses.replace(place, stage="wrapped", control="clean-base")
             self._measure_all(base, clean, dataclasses.replace(there, before=None, original=base))
-        left = [c for c in self.spec.controls if c != "clean-base"]
+        left = [c for c in asked_for if c != "clean-base"]
         if left:
             self.note(f"{removal.id} changes no weight, so {', '.join(left)} cannot be run beside it")
 
+    def _controls(self, removal: MethodSpec) -> list[Any]:
+        """The controls that stand beside a removal."""
+        return list(self.spec.controls if removal.controls is None else removal.controls)
+
     def _attack(self, removal: MethodSpec, method: Any, base: str, marked: str, place: Place, asked: _Asked) -> None:
+        asked_for = self._controls(removal)
         made = self._phases(removal, method, base, marked, place, asked)
-        if "revival" in self.spec.controls:
+        if "revival" in asked_for:
             self._revival(made[-1], dataclasses.replace(place, control="revival"), asked)
-        if "clean-same-schedule" in self.spec.controls:
+        if "clean-same-schedule" in asked_for:
             matched = controls.clean_same_schedule(method)
             if matched is None:
                 self.note(f"{removal.id} has no mismatched phase, so clean-same-schedule does not apply to it")
             else:
                 control = dataclasses.replace(place, control="clean-same-schedule")
                 self._phases(removal, matched, base, marked, control, asked, like=made)
-        if "clean-same-distance" in self.spec.controls:
+        if "clean-same-distance" in asked_for:
             self._same_distance(removal, method, base, marked, place, asked, made)
-        if "clean-base" in self.spec.controls:  # the unmarked base through the same removal
+        if "clean-base" in asked_for:  # the unmarked base through the same removal
             control = dataclasses.replace(place, control="clean-base")
             there = _Asked(marked, None, base)
             last = self._phases(removal, method, base, base, control, there, like=made)[-1]
-            if "revival" in self.spec.controls:
+            if "revival" in asked_for:
                 self._revival(last, dataclasses.replace(control, stage="revived"), there)
 
     def _phases(
@@ -231,6 +237,8 @@ class _Planner(PlanBuilder):
                 continue
             if asked.through and not controls.answers_through(method, kind):
                 continue
+            if given.stages is not None and place.stage not in given.stages:
+                continue
             if "original" in input_fields(type(method)) and asked.original is None:
                 continue
             asks = hasattr(method, "given")
@@ -301,7 +309,9 @@ class _Planner(PlanBuilder):
             elif wanted is not None:
                 inputs[field] = self._named(str(wanted), base, seed)
             elif field == "adapter" and hasattr(method, "train_adapter"):
-                inputs[field] = self.add("adapter", f"{self.name(base)} > adapter of {name}", method, base, seed, given)
+                own = given.settings.get("base") if given is not None else None
+                on = self._named(str(own), base, seed) if own is not None else base
+                inputs[field] = self.add("adapter", f"{self.name(on)} > adapter of {name}", method, on, seed, given)
                 if place is not None:
                     self.making(inputs[field], dataclasses.replace(place, stage="adapter"))
             else:

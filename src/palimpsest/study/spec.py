@@ -31,8 +31,10 @@ from palimpsest.study import sweeps
 
 Control = Literal["clean-same-schedule", "clean-same-distance", "revival", "clean-base"]
 Negative = Literal["clean-base", "sibling", "unrelated-model", "other-owner"]
+Stage = Literal["base", "expert", "fingerprinted", "wrapped", "erased", "recovered", "revived"]
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 METHOD_FIELDS = ("implants", "experts", "removals", "measures")
+OWN_FIELDS = ("preset", "controls", "stages", "point")  # of an entry; the rest are the method's parameters and inputs
 WORDS = ("base", "sibling", "unrelated")  # models that a study knows without naming them
 FILLED = {"removals": ("schedule", "like"), "measures": ("original",)}  # inputs that the graph fills, and nobody names
 OPTIONAL = ("base", "model", "reference")  # inputs that are the target's base where nothing is named
@@ -62,13 +64,18 @@ class Point(BaseModel):
 
 
 class MethodSpec(BaseModel):
-    """A method with its preset and parameters; `id` tells two settings of one method apart."""
+    """A method with its preset and parameters; `id` tells two settings of one method apart.
+
+    controls: of a removal, in place of the study's. stages: of a measure, those at which alone it is taken.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     id: str
     preset: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    controls: list[Control] | None = None
+    stages: list[Stage] | None = None
     point: Point | None = None
 
     @model_validator(mode="before")
@@ -88,8 +95,8 @@ class MethodSpec(BaseModel):
             raise ValueError("write a method as its name, or as `name: {preset: ..., parameters}`")
         if not isinstance(name, str) or not isinstance(given, dict):
             raise ValueError(f"what stands under {name!r} must be its preset and parameters, as `name: value`")
-        own = {k: given[k] for k in ("preset", "point") if k in given}
-        rest = {str(k): v for k, v in given.items() if k not in ("id", "preset", "point")}
+        own = {k: given[k] for k in OWN_FIELDS if k in given}
+        rest = {str(k): v for k, v in given.items() if k not in ("id", *OWN_FIELDS)}
         name = name if ".py:" in name else name.replace("_", "-")
         return {"name": name, "id": str(given.get("id", name)), "settings": rest, **own}
 
@@ -287,6 +294,9 @@ def _check_names(spec: StudySpec) -> None:
 
 
 def _check_method(spec: StudySpec, kind: str, given: MethodSpec, where: str) -> None:
+    for field, only in (("controls", "removals"), ("stages", "measures")):
+        if getattr(given, field) is not None and kind != only:
+            raise BadInput(f"{where}.{field}: only {only} have {field} of their own")
     if kind == "removals" and given.name == "none":
         if given.settings or given.preset:
             raise BadInput(f"{where}: none has no parameters")

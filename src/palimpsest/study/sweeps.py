@@ -4,7 +4,8 @@
 
 becomes six entries with the ids `meraser mismatched=100 pairing=derangement`, ... A parameter of a part is written
 with a dot (`erase.lr`) or nested (`erase: {lr: [...]}`); `preset` and the inputs that name a model or data may be
-swept as well. Axes multiply, the last one fastest.
+swept as well. Axes multiply, the last one fastest. What moves together is one axis whose values are mappings
+(`erase: [{rank: 4, alpha: 8}, {rank: 16, alpha: 32}]`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def _text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, dict):
+        return ",".join(f"{k}:{_text(v)}" for k, v in value.items())
     if isinstance(value, list):
         return "+".join(map(_text, value))
     return str(value)
