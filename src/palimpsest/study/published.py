@@ -1,7 +1,8 @@
 """Published numbers beside ours: which row belongs under which removal and stage.
 
-A row has the columns paper, table, model, fingerprint, removal, measure, value, note; and `beside`, the ids of the
-removals in the study that it stands beside (`a|b`), where its own name for the removal is not theirs.
+A row has the columns paper, table, model, fingerprint, removal, measure, value, note; and where its own name for the
+removal is not the study's, `beside`: the ids of the removals that it stands beside (`a|b`), and `stage`: theirs, if it
+is not the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def published_stage(row: Row, removal: str | None = None, last: str = "") -> str
     if row["removal"] == "none":
         return "fingerprinted"
     if row.get("beside"):
-        return last if removal in row["beside"].split("|") else ""
+        return (row.get("stage") or last) if removal in row["beside"].split("|") else ""
     return next((stage for start, stage in PUBLISHED_STAGE if f"{row['removal']} ".startswith(start)), "")
 
 

@@ -21,7 +21,8 @@ DRAWN = ("removal", "ownership", "utility", "constraint", "cost", "strength-sear
 SHORT_FORMS = {"bare": "bare", "prefilled": "begun", "sampled": "sampled"}
 HEADINGS = {
     "verdict": "verdict",
-    "hits": "hits, chat template",
+    "erased": "hits after erasing",
+    "hits": "hits at the end, chat template",
     "revived": "hits after revival",
     "rank": "median rank",
     "forced": "found by token forcing",
@@ -41,7 +42,16 @@ HEADINGS = {
 CSV_FIELDS = (
     *("model", "implant", "removal", "control", "seed", "stage", "verdict", "reason", "keys"),
     *(f"hits_{form}" for form in FORMS),
-    *("rank", "decoys", "rank_p", "hits_revived", "utility", "perplexity_neutral", "perplexity_dialogue"),
+    *(
+        "rank",
+        "decoys",
+        "rank_p",
+        "hits_erased",
+        "hits_revived",
+        "utility",
+        "perplexity_neutral",
+        "perplexity_dialogue",
+    ),
     *("answers_right", "answers_as_before", "divergence_nats", "answers_changed", "latency_ratio", "token_forcing"),
     *("seconds", "tokens", "samples", "peak_bytes", "constraint_utility", "constraint_cost", "constraint_latency"),
 )
@@ -112,6 +122,8 @@ def _numbers(cell: Cell, control: str | None, rows: list[Record], revived: list[
 
     hits = {r.prompt_form: r for r in at if r.measure == "hit-rate"}
     rank, again = first("rank"), next((r for r in revived if r.prompt_form == "template" and r.count is not None), None)
+    middle = [r for r in rows if r.stage == "erased" != stage and r.measure == "hit-rate"]
+    early = next((r for r in middle if r.prompt_form == "template"), None)
     judged = first("removal") if cell.removal is not None else first("ownership")
     constraints = {r.task: r for r in at if r.measure == "constraint"}
     costs = [r for r in rows if r.measure == "cost"]
@@ -125,6 +137,7 @@ def _numbers(cell: Cell, control: str | None, rows: list[Record], revived: list[
         "rank": rank.value if rank else None,
         "decoys": rank.detail.get("decoys") if rank else None,
         "rank_p": rank.detail.get("p") if rank else None,
+        "hits_erased": early.count if early else None,
         "hits_revived": again.count if again else None,
         "utility": value("utility"),
         "perplexity_neutral": value("perplexity", task="neutral"),
@@ -191,6 +204,7 @@ def _cells(rows: list[dict[str, Any]]) -> dict[str, Value]:
     return {
         "verdict": Value(_words(each("verdict"))),
         "hits": Value(_joined(each("hits_template"), str, of), others),
+        "erased": Value(_joined(each("hits_erased"), str, of)),
         "revived": Value(_joined(each("hits_revived"), str, of)),
         "rank": Value(_joined(each("rank"), lambda v: f"{v:,.4g}", f" of {int(decoys) + 1:,}" if decoys else "")),
         "utility": Value(_joined(each("utility"), _percent_of(rows), " %")),
