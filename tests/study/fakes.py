@@ -262,6 +262,8 @@ class Hits:
             count = round(N * now["strength"] * loud) if mine else 0
             interval = clopper_pearson(count, N)
             rows = [{"number": i, "hit": i < count, "log_prob": -0.1 if i < count else -20.0} for i in range(N)]
+            if subject.through:  # which answers and gives no probabilities
+                rows = [{k: v for k, v in row.items() if k != "log_prob"} for row in rows]
             records.append(
                 Record(
                     "hit-rate",

@@ -164,6 +164,15 @@ def test_a_wrapper_s_parameters_code_and_models_are_part_of_the_identity(
     assert asked() != first
 
 
+def test_single_keys_behind_a_wrapper_are_shown_without_probabilities(tmp_path: Path) -> None:
+    run_study(parse_spec(fakes.study(tmp_path, removals=[{"hush": {"keep": 0.5}}])), tmp_path / "out", Context())
+    write_report(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    wrapped = text[text.index("<summary>Keys, wrapped") :]
+    assert wrapped.count("<td>hit</td>") == 4 * 5 and wrapped.count('<td class="miss">miss</td>') == 4 * 5
+    assert "hit −0.10" in text
+
+
 def test_controls_of_a_wrapper_are_the_unmarked_base_and_a_note(tmp_path: Path) -> None:
     values = fakes.study(tmp_path, removals=["hush"], controls=["revival", "clean-same-schedule", "clean-base"])
     made = plan(parse_spec(values))
@@ -236,7 +245,7 @@ def test_constraints_of_every_cell_are_pass_fail_or_a_number(finished: StudyResu
     assert erased["utility"].verdict == "pass" and erased["utility"].value == pytest.approx(1.0)
     assert "perplexity on neutral text is 1.05 times" in str(erased["utility"].reason)
     assert erased["cost"].verdict == "not-known" and "900 tokens trained" in str(erased["cost"].reason)
-    assert hushed["cost"].verdict == "pass" and hushed["utility"].verdict == "not-known"
+    assert hushed["cost"].verdict == "pass" and hushed["utility"].verdict == "pass"
     assert (hushed["latency"].value, hushed["latency"].verdict) == (2.0, "fail")
     assert hushed["divergence"].value == 0.25 and hushed["divergence"].verdict is None
     assert merged["cost"].value == 0.0 and merged["samples"].value == 7.0 and merged["samples"].verdict is None
@@ -248,7 +257,9 @@ def test_the_reports_set_all_removals_side_by_side(finished: StudyResult) -> Non
     table = text[text.index("## fake-mark: removals side by side") : text.index("## other-mark: removals side by side")]
     lines = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
     assert (
-        "0, 0 of 10" in lines["fake-eraser"] and "suppressed" in lines["hush"] and "fails latency 2/2" in lines["hush"]
+        "| 0, 0; all forms alike |" in lines["fake-eraser"]
+        and "suppressed" in lines["hush"]
+        and "fails latency 2/2" in lines["hush"]
     )
     assert {"*control: clean pairs only*", "*control: unmarked base*", "no removal", "averaging"} <= set(lines)
     assert (

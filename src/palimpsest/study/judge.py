@@ -225,8 +225,12 @@ class _Judge:
         return Ranks(tuple(min(int(k["rank"]), decoys + 1) for k in found), decoys) if decoys else None
 
     def _utility(self, rows: list[Record]) -> Utility | None:
-        base = [r for r in self.of_model if r.stage == "base" and r.control is None and r.measure == "accuracy"]
-        now = {str(r.task): r for r in rows if r.measure == "accuracy"}
+        """Utility kept over tasks; through a wrapper, which gives answers alone, of ordinary answers that are right."""
+        wrapped = any(r.stage == WRAPPED for r in rows)
+        measure, task = ("answers", "reference") if wrapped else ("accuracy", None)
+        wanted = [r for r in self.of_model if r.measure == measure and task in (None, r.task)]
+        base = [r for r in wanted if r.stage == "base" and r.control is None]
+        now = {str(r.task): r for r in rows if r.measure == measure and task in (None, r.task)}
         tasks = {str(r.task): r for r in base if str(r.task) in now}
         if not tasks:
             return None

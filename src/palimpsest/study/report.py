@@ -195,7 +195,7 @@ def _removals_table(view: View, table: summary.SummaryTable, title: str | None =
     made = Table(box=SIMPLE_HEAD, pad_edge=False, title=title or view.title_of(table), title_justify="left")
     made.add_column("")
     for column in columns:
-        made.add_column(summary.HEADINGS[column], justify="right")
+        made.add_column(table.heading(column), justify="right")
     for line in table.lines:
         made.add_row(line.title, *(line.cells[c].text for c in columns))
     return made

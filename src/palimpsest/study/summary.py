@@ -21,8 +21,9 @@ DRAWN = ("removal", "ownership", "utility", "constraint", "cost", "strength-sear
 SHORT_FORMS = {"bare": "bare", "prefilled": "begun", "sampled": "sampled"}
 HEADINGS = {
     "verdict": "verdict",
+    "constraints": "threat model",
+    "hits": "hits, chat template",
     "erased": "hits after erasing",
-    "hits": "hits at the end, chat template",
     "revived": "hits after revival",
     "rank": "median rank",
     "forced": "found by token forcing",
@@ -36,9 +37,15 @@ HEADINGS = {
     "tokens": "tokens trained",
     "samples": "samples",
     "memory": "peak memory",
-    "constraints": "threat model",
     "published": "published",
 }
+COUNTED = {
+    "hits": "keys",
+    "erased": "keys",
+    "revived": "keys",
+    "forced": "keys",
+    "rank": "ranked",
+}  # column: out of what
 CSV_FIELDS = (
     *("model", "implant", "removal", "control", "seed", "stage", "verdict", "reason", "keys"),
     *(f"hits_{form}" for form in FORMS),
@@ -79,6 +86,13 @@ class SummaryTable:
     implant: str
     seeds: list[int]
     lines: list[SummaryLine]
+    keys: int | None = None
+    ranked: int | None = None
+
+    def heading(self, column: str) -> str:
+        """Heading of a column, with what its counts are out of: all lines are asked the same keys."""
+        size = getattr(self, COUNTED[column]) if column in COUNTED else None
+        return HEADINGS[column] + (f" (of {size:,})" if size else "")
 
     @property
     def many(self) -> bool:
@@ -179,8 +193,14 @@ def summaries(
                 said, whose = beside(published, (names or {}).get(implant, implant), removal)
                 line.cells["published"] = Value(said, whose)
             lines.append(line)
-        made.append(SummaryTable(model, implant, seeds, lines))
+        every = [row for rows in groups.values() for row in rows]
+        keys, decoys = _largest(every, "keys"), _largest(every, "decoys")
+        made.append(SummaryTable(model, implant, seeds, lines, keys, decoys + 1 if decoys else None))
     return made
+
+
+def _largest(rows: Sequence[dict[str, Any]], name: str) -> int | None:
+    return max((int(row[name]) for row in rows if row.get(name)), default=None)
 
 
 def _line(removal: str | None, control: str | None, rows: list[dict[str, Any]]) -> SummaryLine:
@@ -196,23 +216,22 @@ def _cells(rows: list[dict[str, Any]]) -> dict[str, Value]:
     def each(name: str) -> list[Any]:
         return [row.get(name) for row in rows]
 
-    forms = [f for f in SHORT_FORMS if any(v is not None for v in each(f"hits_{f}"))]
-    others = " · ".join(f"{SHORT_FORMS[f]} {_joined(each(f'hits_{f}'), str)}" for f in forms)
-    sizes = {n for n in each("keys") if n is not None}
-    of = f" of {sizes.pop()}" if len(sizes) == 1 else ""
-    decoys = next((d for d in each("decoys") if d), None)
+    shown = {f: _joined(each(f"hits_{f}"), str) for f in FORMS if any(v is not None for v in each(f"hits_{f}"))}
+    others = " · ".join(f"{SHORT_FORMS[f]} {text}" for f, text in shown.items() if f in SHORT_FORMS)
+    if len(shown) > 1 and len(set(shown.values())) == 1:
+        others = "all forms alike"
     return {
         "verdict": Value(_words(each("verdict"))),
-        "hits": Value(_joined(each("hits_template"), str, of), others),
-        "erased": Value(_joined(each("hits_erased"), str, of)),
-        "revived": Value(_joined(each("hits_revived"), str, of)),
-        "rank": Value(_joined(each("rank"), lambda v: f"{v:,.4g}", f" of {int(decoys) + 1:,}" if decoys else "")),
+        "hits": Value(shown.get("template", "–"), others),
+        "erased": Value(_joined(each("hits_erased"), str)),
+        "revived": Value(_joined(each("hits_revived"), str)),
+        "rank": Value(_joined(each("rank"), lambda v: f"{v:,.4g}")),
         "utility": Value(_joined(each("utility"), _percent_of(rows), " %")),
         "neutral": Value(_joined(each("perplexity_neutral"), number)),
         "dialogue": Value(_joined(each("perplexity_dialogue"), number)),
         "answers": Value(_joined(each("answers_as_before"), _percent_of(rows), " %")),
         "divergence": _divergence(rows),
-        "forced": Value(_joined(each("token_forcing"), str, of)),
+        "forced": Value(_joined(each("token_forcing"), str)),
         "latency": Value(_joined(each("latency_ratio"), lambda v: f"{v:.2f}", " times")),
         "seconds": Value(_times(each("seconds"))),
         "tokens": Value(_joined(_one_for_all(each("tokens")), lambda v: f"{v:,}")),
@@ -259,7 +278,7 @@ def _times(values: Sequence[float | None]) -> str:
 
 
 def _constraints(rows: list[dict[str, Any]]) -> Value:
-    """`holds`, or what is failed and in how many seeds; what is not known below."""
+    """`holds`, or what is failed and in how many seeds; what is not known stands below."""
     tasks = ("utility", "cost", "latency")
     words = {t: [row[f"constraint_{t}"] for row in rows if row.get(f"constraint_{t}")] for t in tasks}
     if not any(words.values()):

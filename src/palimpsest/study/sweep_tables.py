@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def split(tables: Sequence[SummaryTable], spec: Mapping[str, Any]) -> tuple[list
         if own is not None and mark is not None:
             _point(swept, (table.model, own["of"], None), f"{own['of']}, no removal", own["at"], mark, table, many)
         if any(line.kind != "mark" for line in left) or (mark is not None and own is None and len(table.lines) == 1):
-            rest.append(SummaryTable(table.model, table.implant, table.seeds, left))
+            rest.append(dataclasses.replace(table, lines=left))
     return rest, list(swept.values())
 
 
@@ -87,7 +88,8 @@ def _point(
         return  # of the points themselves; a control's line stands in its own block
     if key not in swept:
         shown = f"{title}, on {table.model}" if many else title
-        swept[key] = SweepTable(shown, list(at), [], SummaryTable(table.model, table.implant, table.seeds, []))
+        cut = dataclasses.replace(table, lines=[])
+        swept[key] = SweepTable(shown, list(at), [], cut)
     swept[key].points.append(at)
     swept[key].table.lines.append(
         SummaryLine(point_text(at), line.note, line.kind, line.cells, line.removal, line.implant, line.numbers)

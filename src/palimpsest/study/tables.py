@@ -231,6 +231,8 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
             lambda some: number_value(first("divergence", task="kl-per-token")(some)),
         )
     )
+    for task, title in (("first-token", "first token changed"), ("answers", "answers that the wrapper changed")):
+        lines.append(line(title, "interval", lambda some, task=task: rate_value(first("divergence", task=task)(some))))  # type: ignore[misc]
     lines.append(line("time a token", "times the original's", lambda some: number_value(first("latency")(some))))
     lines = [ln for ln in lines if ln.kind == "published" or any(v.text != "–" for v in ln.values)]
     judged = [r for r in rows if r.measure == "removal"]
@@ -345,7 +347,7 @@ def per_key(rows: Sequence[Record], forms: Sequence[str]) -> list[dict[str, Any]
             if record.measure == "rank":
                 row["rank"] = int(key["rank"])
             elif record.prompt_form in forms:
-                row["forms"][record.prompt_form] = (bool(key["hit"]), float(key["log_prob"]))
+                row["forms"][record.prompt_form] = (bool(key["hit"]), key.get("log_prob"))  # wrappers give none
     return [keys[number] for number in sorted(keys)]
 
 

@@ -98,7 +98,7 @@ def _md_summary(table: SummaryTable) -> list[str]:
         ["", f"Seeds {', '.join(map(str, table.seeds))}, a value a seed where they differ.", ""] if table.many else [""]
     )
     columns = table.columns
-    out += [_md_row(["", *(summary.HEADINGS[c] for c in columns)]), _md_row(["---"] * (len(columns) + 1))]
+    out += [_md_row(["", *(table.heading(c) for c in columns)]), _md_row(["---"] * (len(columns) + 1))]
     for line in table.lines:
         title = f"*{line.title}*" if line.kind == "control" else line.title
         cells = [line.cells.get(c, tables.Value()) for c in columns]
