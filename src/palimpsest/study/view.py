@@ -15,7 +15,7 @@ from palimpsest.study.summary import SummaryTable, form_note, numbers, summaries
 from palimpsest.study.sweep_tables import SweepTable, split
 from palimpsest.verdicts import PERPLEXITY_GATE, UTILITY_GATE
 
-CROWDED = 12  # blocks; with more of them the removals' tables lead, and a block opens on a click
+CROWDED = 9  # blocks; with more of them the removals' tables lead, and a block opens on a click
 
 
 @dataclass
@@ -68,7 +68,7 @@ class View:
 def legend() -> list[str]:
     """What the columns of the tables of removals say."""
     return [
-        f"Hits: of keys that had them before; {form_note()}. Median rank of the true responses among decoys.",
+        f"Hits: keys that answer as the mark would; {form_note()}. Median rank of the true responses among decoys.",
         f"Threat model: utility kept is at least {100 * UTILITY_GATE:g} % and perplexity on neutral text at most "
         f"{PERPLEXITY_GATE:g} times the marked model's; tokens trained are below {100 * COST_LIMIT:g} % of those of "
         f"training the base (MEraser, section 3); time a token is at most {LATENCY_LIMIT:g} times the marked model's "
