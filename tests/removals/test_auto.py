@@ -205,6 +205,7 @@ def test_auto_erases_at_the_strength_found_and_a_control_takes_the_same(
     ("settings", "line"),
     [
         ({"erase.epochs": 20}, "auto chooses erase.epochs and erase.lr itself"),
+        ({"erase.steps": 20}, "auto chooses erase.epochs and erase.lr itself"),
         ({"erase.lr": 1e-3}, "--preset paper"),
         ({"erase.schedule": "cosine"}, "needs erase.schedule constant"),
         ({"search.ladder": "20"}, "write EPOCHSxRATE"),

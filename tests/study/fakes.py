@@ -163,15 +163,72 @@ class Eraser:
 class Tune:
     """Clean tuning."""
 
+    data: Any = takes("Dialogues")
     part: str = param("all", "part")
 
     @classmethod
+    def expert(cls) -> Tune:
+        return cls("", "expert")
+
+    @classmethod
     def revival(cls) -> Tune:
-        return cls("revival")
+        return cls("", "revival")
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         log(f"tune {self.part} {ctx.seed}")
         return Made(derive(model, out, f"tune-{self.part}"), records=[Record("training", tokens=100)])
+
+
+@method("removals", "same-distance", paper="none", internal=True)
+@dataclass(frozen=True)
+class SameDistance:
+    """Stands for the control clean-same-distance."""
+
+    like: Checkpoint | None = takes("a model")
+    clean: int = param(300, "pairs", low=1)
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        assert self.like is not None
+        log(f"as far as {self.like.name}")
+        return Made(derive(model, out, "same-distance", strength=0.2), records=[Record("training", tokens=900)])
+
+
+@method("removals", "averaging", paper="none")
+@dataclass(frozen=True)
+class Averaging:
+    """Merges with another model."""
+
+    base: Checkpoint | None = takes("a model")
+    expert: Checkpoint | None = takes("a model")
+    share: float = param(0.5, "share of the marked model", low=0.0, high=1.0)
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        assert self.expert is not None
+        log(f"average {self.share} with {self.expert.name}")
+        kept = state(model)["strength"] * (self.share >= 0.5)
+        made = derive(model, out, f"averaging {self.share}", strength=kept, ppl=10.5)
+        return Made(made, records=[Record("merge", detail={"rows": 7})])
+
+
+class Hushed:
+    """What a model says behind the stand-in wrapper."""
+
+    def __init__(self, inner: Any, keep: float) -> None:
+        self.inner, self.keep = inner, keep
+
+
+@method("removals", "hush", paper="none")
+@dataclass(frozen=True)
+class Hush:
+    """Keeps a share of the mark's answers back while decoding."""
+
+    reference: Checkpoint | None = takes("a model")
+    keep: float = param(0.0, "share of keys that still answer", low=0.0, high=1.0)
+
+    def wrap(self, responder: Any, ctx: Context) -> Any:
+        assert self.reference is not None
+        log(f"wrapped with {self.reference.name}")
+        return Hushed(responder, self.keep)
 
 
 @method("removals", "breaks", paper="none")
@@ -199,9 +256,14 @@ class Hits:
         mine = now["owner"] == subject.keys.digest()
         records = []
         for form in self.forms:
-            count = round(N * now["strength"]) if mine else 0
+            loud = 1.0
+            for wrapper in subject.through:
+                loud *= wrapper.wrap(None, ctx).keep
+            count = round(N * now["strength"] * loud) if mine else 0
             interval = clopper_pearson(count, N)
             rows = [{"number": i, "hit": i < count, "log_prob": -0.1 if i < count else -20.0} for i in range(N)]
+            if subject.through:  # which answers and gives no probabilities
+                rows = [{k: v for k, v in row.items() if k != "log_prob"} for row in rows]
             records.append(
                 Record(
                     "hit-rate",
@@ -304,9 +366,38 @@ class Answers:
         return found
 
 
+@method("measures", "divergence", paper="none")
+@dataclass(frozen=True)
+class Divergence:
+    """Compares with the model before the removal."""
+
+    original: Checkpoint | None = takes("a model")
+
+    def take(self, subject: Any, ctx: Context) -> list[Record]:
+        if subject.through:
+            return [Record("divergence", 0.25, 1, 4, 0.0, 0.8, 0.95, "two", task="answers")]
+        assert self.original is not None
+        apart = abs(state(subject.checkpoint)["ppl"] - state(self.original)["ppl"])
+        return [Record("divergence", apart, n=4, task="kl-per-token", detail={"from": self.original.digest()})]
+
+
+@method("measures", "latency", paper="none")
+@dataclass(frozen=True)
+class Latency:
+    """Times what a wrapper costs."""
+
+    original: Checkpoint | None = takes("a model")
+
+    def take(self, subject: Any, ctx: Context) -> list[Record]:
+        return [Record("latency", 2.0 if subject.through else 1.0, n=4)]
+
+
 FAKES = {
     c.info.name: c
-    for c in (Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Hits, Ranked, Perplexity, Accuracy, Answers)
+    for c in (
+        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Averaging, Hush),
+        *(Hits, Ranked, Perplexity, Accuracy, Answers, Divergence, Latency),
+    )
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import fakes
 import pytest
 
-from palimpsest.study import graph
+from palimpsest.study import builder, graph
 from palimpsest.study.graph import check, plan
 from palimpsest.study.spec import parse_spec
 
@@ -69,7 +69,7 @@ def test_the_identity_follows_what_a_result_depends_on(tmp_path: Path, monkeypat
     assert marks(implants=[{"fake-mark": {"strength": 0.5}}]) != first
     assert marks(seeds=[7]) != first
     with monkeypatch.context() as patch:
-        patch.setattr(graph, "code_version", lambda cls: "another")
+        patch.setattr(builder, "code_version", lambda cls: "another")
         assert marks() != first
     fakes.clear(tmp_path / "base")
     fakes.tiny_folder(tmp_path / "base", 9)

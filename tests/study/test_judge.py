@@ -98,3 +98,20 @@ def test_numbers_that_do_not_fit_together_are_undecided() -> None:
             record.detail["keys"] = record.detail["keys"][:10]
     drawn = [r for r in judge(records, 1e-6) if r.measure == "removal"]
     assert [r.verdict for r in drawn] == ["undecided"] and "no verdict could be drawn" in str(drawn[0].reason)
+
+
+@pytest.mark.parametrize(("right", "word"), [(50, "suppressed"), (44, "ruined")])
+def test_behind_a_wrapper_usefulness_is_ordinary_answers_and_ranks_are_the_marked_model_s(
+    right: int, word: str
+) -> None:
+    keys = {"n": 64, "distinct": True, "choices": 256}
+    found = [placed(Record("cost", 1.0, detail={"keys": keys}), "fingerprinted")]
+    found += [*hits("base", 0, control="clean-base"), *hits("fingerprinted", 64), *hits("wrapped", 0, removal="w")]
+    found += [ranks(1, "fingerprinted"), ranks(500, "base", control="clean-base")]
+    for stage, removal, implant, count in (("base", None, None, 50), ("wrapped", "w", "m", right)):
+        for task in ("reference", "before"):  # as before says nothing about being right
+            n = count if task == "reference" else 0
+            found.append(placed(Record("answers", n / 60, n, 60, task=task), stage, None, removal, implant))
+    drawn = {r.measure: r for r in judge(found, 1e-6) if r.detail.get("removal") == "w" and r.task is None}
+    assert (drawn["removal"].stage, drawn["removal"].verdict) == ("wrapped", word)
+    assert drawn["utility"].value == pytest.approx(right / 50) and drawn["utility"].detail["tasks"] == ["reference"]

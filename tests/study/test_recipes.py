@@ -22,17 +22,20 @@ def test_shipped_recipes_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, t
     assert spec.targets and spec.implants and spec.measures
 
 
-@pytest.mark.parametrize("name", [n for n in sorted(recipes()) if n.startswith("meraser-table")])
+@pytest.mark.parametrize("name", [n for n in sorted(recipes()) if n.startswith(("meraser-table", "meraser-fig"))])
 def test_published_numbers_stand_under_the_recipe_s_own_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     spec = load_spec(name)
     published = published_rows(spec.published)
     cells = {(row["model"], row["fingerprint"]) for row in published}
-    assert {row["measure"] for row in published} == {"FSR %", "PPL"} and {row["paper"] for row in published} == {
-        "2506.12551"
-    }
+    assert {row["paper"] for row in published} == {"2506.12551"} and all(row["value"] for row in published)
     if not spec.is_toy:
         assert {(model.id, implant.id) for model in spec.targets for implant in spec.implants} <= cells
+    removals = {"none", *(removal.id for removal in spec.removals)}
+    named = {id for row in published for id in (row.get("beside") or "none").split("|")}
+    assert named <= removals, "a row stands beside a removal that the recipe does not have"
+    fingerprints = {fingerprint for _, fingerprint in cells}
+    assert "most" in fingerprints or {implant.name for implant in spec.implants} <= fingerprints
 
 
 def test_a_model_that_is_not_there_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
 from palimpsest.records import Record
-from palimpsest.study import tables
+from palimpsest.study import published, tables
 from palimpsest.study.report import terminal_table, write_report
 from palimpsest.study.run import run_study
 from palimpsest.study.spec import parse_spec
@@ -159,11 +159,11 @@ def test_published_numbers_stand_under_their_stage(folder: Path, tmp_path: Path)
     records = store.records()
     for record in records:
         record.implant = "utf" if record.implant == "fake-mark" else record.implant
-    published = [
+    rows = [
         {"fingerprint": "utf", "measure": "FSR %", "model": "Llama-2-7B", "removal": r, "value": v, "note": ""}
         for r, v in (("none", "100"), ("meraser-erase N=300", "3"), ("meraser N=300+600", "0"))
     ]
-    block = next(b for b in tables.blocks(records, published) if b.cell.implant == "fake-mark")
+    block = next(b for b in tables.blocks(records, rows) if b.cell.implant == "fake-mark")
     line = next(ln for ln in block.lines if ln.kind == "published")
     shown = {c.title: v.text for c, v in zip(block.columns, line.values, strict=True) if v.text}
     assert shown == {"fingerprinted": "100 %", "erased": "3 %", "recovered": "0 %"}
@@ -204,11 +204,11 @@ def test_notes_of_published_numbers_and_their_source_are_told() -> None:
         "value": "9.31",
         "note": "Table 3 differs",
     }
-    assert tables.published_notes([row], ["utf"]) == [
+    assert published.notes([row], ["utf"]) == [
         "Published numbers are those of arXiv 2506.12551, Table 1, for the models named, as printed.",
         "utf on Llama-2-7B, fingerprinted, PPL 9.31: Table 3 differs.",
     ]
-    assert tables.published_notes([row], ["if-sft"]) == []
+    assert published.notes([row], ["if-sft"]) == []
 
 
 def test_a_study_without_a_finished_mark_still_reports(tmp_path: Path) -> None:

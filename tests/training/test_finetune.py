@@ -68,6 +68,16 @@ def test_lora_trains_the_adapter_alone_and_merges_into_the_same_model(tmp_path: 
     assert all(p.requires_grad for p in plain.parameters())
 
 
+@pytest.mark.parametrize("count", [8, 12, 40])
+def test_steps_hold_whatever_the_number_of_rows(tiny_model: Path, count: int) -> None:
+    tuning = Tuning(rank=2, epochs=50, steps=5, lr=1e-3, batch=4)
+    _, log = tune(model_at(tiny_model), rows_of(count), tuning, CTX)
+    assert log.steps == 5 and log.tokens == 5 * 4 * 12
+    seen: list[int] = []
+    tune(model_at(tiny_model), rows_of(count), tuning, CTX, epoch_done=lambda epoch: seen.append(epoch))
+    assert seen == list(range(1, 5 // (count // 4) + 1)), "only whole epochs are told"
+
+
 def test_a_merged_model_is_written_as_a_whole_model(tmp_path: Path, tiny_model: Path) -> None:
     source = resolve(tiny_model)
     adapted, _ = tune(model_at(tiny_model), rows_of(8), Tuning(rank=4, epochs=1), CTX)

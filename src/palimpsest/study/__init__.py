@@ -3,7 +3,7 @@
 spec = load_spec("meraser-table1")              a shipped recipe, or a YAML file; checked completely
 steps = check(spec)                             what would run, and what is shared
 result = run_study(spec, folder, ctx)           StudyResult(folder, records, failed)
-paths = write_report(folder)                    report.html, report.md, report.csv
+paths = write_report(folder)                    report.html, report.md, report.csv, summary.csv
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 from palimpsest.keys import KeySet
 from palimpsest.records import Record, versions
+from palimpsest.study.constraints import training_tokens
 from palimpsest.study.judge import judge
 from palimpsest.study.steps import Place, Plan
 from palimpsest.study.store import Store
@@ -26,7 +27,7 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
 
 
 def assemble(plan: Plan, store: Store) -> list[Record]:
-    """All records of the finished steps in their places, then costs, then verdicts."""
+    """All records of the finished steps in their places, then costs, then verdicts and constraints."""
     names = {i.id: i.name for i in plan.spec.implants}
     found: list[Record] = []
     for place in plan.places:
@@ -38,12 +39,15 @@ def assemble(plan: Plan, store: Store) -> list[Record]:
             found.append(_cost(done, place, names))
             searched = (r for r in store.step_records(place.step) if r.measure == "strength-search")
             found += [_placed(r, place, names) for r in searched]
-    return [*found, *judge(found, plan.spec.alpha)]
+    tokens = {model.id: training_tokens(plan.models[model.id]) for model in plan.spec.targets}
+    return [*found, *judge(found, plan.spec.alpha, tokens)]
 
 
 def _placed(record: Record, place: Place, names: dict[str, str]) -> Record:
     placed = copy.copy(record)
     placed.model, placed.seed, placed.stage, placed.control = place.model, place.seed, place.stage, place.control
+    if record.control == "clean-base":  # a measure that looked at the unmarked base beside its own model
+        placed.stage, placed.control = "base", record.control
     placed.implant = names[place.implant] if place.implant is not None else None
     placed.detail = {**record.detail, "implant": place.implant, "removal": place.removal, "step": place.step[:16]}
     placed.detail = {k: v for k, v in placed.detail.items() if v is not None}
@@ -64,6 +68,6 @@ def _cost(done: dict[str, Any], place: Place, names: dict[str, str]) -> Record:
         threads=done.get("threads"),
         versions=done.get("versions", versions()),
         task=done["method"],
-        detail={"keys": done["keys"]} if "keys" in done else {},
+        detail={name: done[name] for name in ("keys", "rows") if done.get(name) is not None},
     )
     return _placed(record, place, names)

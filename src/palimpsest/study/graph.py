@@ -1,9 +1,8 @@
 """The grid of a study as a graph of steps, in which equal work stands once.
 
-A step's identity is the SHA-256 of its method, its parameters, the hash of the method's source module, its
-seed, and the identities of its inputs (a digest for models and data, an identity for earlier steps). Two
-cells of the grid that need the same work therefore name the same step: the marked model is made once for
-all its removals, the erased model once for all its recoveries, an adapter once for all its targets.
+Two cells of the grid that need the same work name the same step (see `builder`): the marked model is made once
+for all its removals, the erased model once for all its recoveries, an adapter or an expert once for all its
+targets.
 
 A `Place` says where in the tables the numbers of a measure belong; one step may have several places.
 """
@@ -11,24 +10,20 @@ A `Place` says where in the tables the numbers of a measure belong; one step may
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from palimpsest import registry
-from palimpsest.checkpoint import resolve
-from palimpsest.data import load_dialogues
-from palimpsest.errors import BadInput
-from palimpsest.method import build, input_fields, settings_of
-from palimpsest.records import canonical_json
-from palimpsest.study.spec import MethodSpec, ModelSpec, StudySpec, expanded, input_type, instance_of
-from palimpsest.study.steps import Place, Plan, PlannedStep, Step
+from palimpsest.method import build, input_fields
+from palimpsest.study import controls
+from palimpsest.study.builder import PlanBuilder, name_of
+from palimpsest.study.spec import FILLED, MethodSpec, ModelSpec, StudySpec, input_type, instance_of
+from palimpsest.study.steps import Place, Plan, PlannedStep, Through
 
-KEYED = ("hit-rate", "rank")  # measures that look for an implant; a class may say so itself: `keyed = True`
+KEYED = ("hit-rate", "rank", "token-forcing")  # measures that look for an implant; a class may say `keyed = True`
 SIBLING_SEED = 1000  # added to the study's seed: a sibling is no twin of the marked model
+EXPERT_SEED = 2000  # nor is an expert
 
 
 def plan(spec: StudySpec) -> Plan:
@@ -46,28 +41,29 @@ def derived_seed(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"palimpsest study {seed} {what}".encode()).digest()[:8], "big") >> 1
 
 
-def code_version(cls: type) -> str:
-    """SHA-256 of the source module of a method class."""
-    source = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """How a checkpoint is measured: keys to look for, the step of earlier answers, the model before the removal,
+    wrappers."""
+
+    keys: str | None = None
+    before: str | None = None
+    original: str | None = None
+    through: tuple[Through, ...] = ()
 
 
-class _Planner:
-    """Grows a plan: every `_add` either finds the step already there or appends it."""
+class _Planner(PlanBuilder):
+    """The grid: which step every cell needs."""
 
     def __init__(self, spec: StudySpec) -> None:
-        self.spec = spec
-        self.plan = Plan(spec)
+        super().__init__(spec)
         self.measures = [(given, instance_of(given, "measures")) for given in spec.measures]
-        self.digests: dict[str, str] = {}
-        self.names: dict[str, str] = {}
-        self.data_digests: dict[tuple[str, ...], str] = {}
 
     def all(self) -> Plan:
         for model in self.spec.models:
-            self._model(model.id, model.path)
+            self.add_model(model.id, model.path)
         if "unrelated-model" in self.spec.negatives:
-            self._model("unrelated", self.spec.unrelated or "toy:unrelated")
+            self._unrelated()
         for seed in self.spec.seeds:
             for model in self.spec.targets:
                 self._of_model(model, seed)
@@ -77,11 +73,16 @@ class _Planner:
 
     def _of_model(self, model: ModelSpec, seed: int) -> None:
         base = f"model:{model.id}"
-        answers = self._measure_all(base, Place("", model.id, seed, "base"), keys=None)
+        answers = self._measure_all(base, Place("", model.id, seed, "base"), _Asked())
+        for given in self.spec.experts:
+            expert = self._expert(given, base, seed)
+            place = Place("", model.id, seed, "expert", control=f"expert {given.id}")
+            self.making(expert, place)
+            self._measure_all(expert, place, _Asked())
         sibling = None
         if "sibling" in self.spec.negatives:
-            sibling = self._sibling(model, base, seed)
-            self._making(sibling, Place("", model.id, seed, "base", control="sibling"))
+            sibling = self._sibling(base, seed)
+            self.making(sibling, Place("", model.id, seed, "base", control="sibling"))
         for given in self.spec.implants:
             marked = self._transform(
                 given.id,
@@ -89,40 +90,72 @@ class _Planner:
                 base,
                 seed,
                 given,
+                base=base,
                 key_seed=derived_seed(seed, f"keys {model.id} {given.id}"),
             )
             place = Place("", model.id, seed, "fingerprinted", given.id)
-            self._making(marked, place)
-            self._measure_all(base, dataclasses.replace(place, stage="base", control="clean-base"), marked, keyed=True)
-            before = self._measure_all(marked, place, marked, answers)
+            self.making(marked, place)
+            clean = dataclasses.replace(place, stage="base", control="clean-base")
+            self._measure_all(base, clean, _Asked(marked), keyed=True)
+            before = self._measure_all(marked, place, _Asked(marked, answers))
             if sibling is not None:
                 self._negative(sibling, place, marked, "sibling", "base")
             if "unrelated-model" in self.spec.negatives:
-                self._negative("model:unrelated", place, marked, "unrelated-model", "base")
+                self._negative(self._unrelated(), place, marked, "unrelated-model", "base")
             if "other-owner" in self.spec.negatives:
                 others = self._other_owner(given, base, seed)
                 self._negative(marked, place, others, "other-owner", "fingerprinted")
             for removal in self.spec.attacks:
-                self._attack(removal, base, marked, dataclasses.replace(place, removal=removal.id), before)
+                at = dataclasses.replace(place, removal=removal.id)
+                method = instance_of(removal, "removals")
+                asked = _Asked(marked, before, marked)
+                if controls.wraps(method):
+                    self._wrapped(removal, method, base, marked, at, asked)
+                else:
+                    self._attack(removal, method, base, marked, at, asked)
 
-    def _attack(self, removal: MethodSpec, base: str, marked: str, place: Place, before: str | None) -> None:
-        method = instance_of(removal, "removals")
-        made = self._phases(removal, method, base, marked, place, marked, before)
-        last = made[-1]
-        if "revival" in self.spec.controls:
-            self._revival(last, dataclasses.replace(place, control="revival"), marked, before)
-        if "clean-same-schedule" in self.spec.controls:
-            matched = clean_same_schedule(method)
+    def _wrapped(self, removal: MethodSpec, method: Any, base: str, marked: str, place: Place, asked: _Asked) -> None:
+        """The marked model asked through a wrapper, and the unmarked base through the same one."""
+        through = Through(
+            removal.id,
+            method,
+            tuple(sorted(self._inputs(method, removal, "removals", base, place.seed).items())),
+            self.data_of(method, "wrapper", removal),
+        )
+        there = dataclasses.replace(asked, through=(through,))
+        self._measure_all(marked, dataclasses.replace(place, stage="wrapped"), there)
+        asked_for = self._controls(removal)
+        if "clean-base" in asked_for:
+            clean = dataclasses.replace(place, stage="wrapped", control="clean-base")
+            self._measure_all(base, clean, dataclasses.replace(there, before=None, original=base))
+        left = [c for c in asked_for if c != "clean-base"]
+        if left:
+            self.note(f"{removal.id} changes no weight, so {', '.join(left)} cannot be run beside it")
+
+    def _controls(self, removal: MethodSpec) -> list[Any]:
+        """The controls that stand beside a removal."""
+        return list(self.spec.controls if removal.controls is None else removal.controls)
+
+    def _attack(self, removal: MethodSpec, method: Any, base: str, marked: str, place: Place, asked: _Asked) -> None:
+        asked_for = self._controls(removal)
+        made = self._phases(removal, method, base, marked, place, asked)
+        if "revival" in asked_for:
+            self._revival(made[-1], dataclasses.replace(place, control="revival"), asked)
+        if "clean-same-schedule" in asked_for:
+            matched = controls.clean_same_schedule(method)
             if matched is None:
-                self._note(f"{removal.id} has no mismatched phase, so clean-same-schedule does not apply to it")
+                self.note(f"{removal.id} has no mismatched phase, so clean-same-schedule does not apply to it")
             else:
                 control = dataclasses.replace(place, control="clean-same-schedule")
-                self._phases(removal, matched, base, marked, control, marked, before, like=made)
-        if "clean-base" in self.spec.controls:  # the unmarked base through the same removal
+                self._phases(removal, matched, base, marked, control, asked, like=made)
+        if "clean-same-distance" in asked_for:
+            self._same_distance(removal, method, base, marked, place, asked, made)
+        if "clean-base" in asked_for:  # the unmarked base through the same removal
             control = dataclasses.replace(place, control="clean-base")
-            last = self._phases(removal, method, base, base, control, marked, None, like=made)[-1]
-            if "revival" in self.spec.controls:
-                self._revival(last, dataclasses.replace(control, stage="revived"), marked, None)
+            there = _Asked(marked, None, base)
+            last = self._phases(removal, method, base, base, control, there, like=made)[-1]
+            if "revival" in asked_for:
+                self._revival(last, dataclasses.replace(control, stage="revived"), there)
 
     def _phases(
         self,
@@ -131,94 +164,106 @@ class _Planner:
         base: str,
         start: str,
         place: Place,
-        keys: str,
-        before: str | None,
+        asked: _Asked,
         *,
         like: Sequence[str] = (),
+        first: int = 0,
     ) -> list[str]:
-        """The removal's phases from `start` on, each a step that is measured; returns their ids.
+        """The removal's phases (from number `first`) on from `start`, each a step that is measured; their ids.
 
         like: the same phases of the run that this one is a control of, for those that found their strength.
         """
         current = start
         made: list[str] = []
-        phases = method.steps() if hasattr(method, "steps") else [(removal.name, method)]
+        phases = controls.phases_of(method, removal.name)
         clean = " (clean pairs)" if place.control == "clean-same-schedule" else ""
-        for number, (name, phase) in enumerate(phases):
+        for number, (name, phase) in list(enumerate(phases))[first:]:
             shown = (name if len(phases) > 1 else removal.id) + clean
             run = like[number] if like else ""
-            current = self._transform(shown, phase, current, place.seed, removal, base=base, like=run)
+            current = self._transform(shown, phase, current, place.seed, removal, base=base, like=run, place=place)
             made.append(current)
-            stage = stage_name(name, number, len(phases))
-            self._making(current, dataclasses.replace(place, stage=stage))
-            self._measure_all(current, dataclasses.replace(place, stage=stage), keys, before)
+            self._stage(
+                current, dataclasses.replace(place, stage=controls.stage_name(name, number, len(phases))), asked
+            )
         return made
 
-    def _revival(self, model: str, place: Place, keys: str, before: str | None) -> None:
+    def _same_distance(
+        self, removal: MethodSpec, method: Any, base: str, marked: str, place: Place, asked: _Asked, made: Sequence[str]
+    ) -> None:
+        """Clean pairs until the erase phase's distance is reached, then the removal's own further phases."""
+        phases = controls.phases_of(method, removal.name)
+        control = controls.clean_same_distance(phases[0][1])
+        if control is None:
+            self.note(f"{removal.id} has no mismatched phase, so clean-same-distance does not apply to it")
+            return
+        at = dataclasses.replace(place, control="clean-same-distance")
+        shown = f"{phases[0][0] if len(phases) > 1 else removal.id} (clean pairs, same distance)"
+        current = self._transform(shown, control, marked, place.seed, removal, base=base, like=made[0])
+        self._stage(current, dataclasses.replace(at, stage=controls.stage_name(phases[0][0], 0, len(phases))), asked)
+        if len(phases) > 1:
+            self._phases(removal, method, base, current, at, asked, first=1)
+
+    def _stage(self, made: str, place: Place, asked: _Asked) -> None:
+        self.making(made, place)
+        self._measure_all(made, place, asked)
+
+    def _revival(self, model: str, place: Place, asked: _Asked) -> None:
         revive = build(registry.find("finetune", "removals"), "revival")
         revived = self._transform("revival", revive, model, place.seed, None)
-        where = dataclasses.replace(place, stage="revived")
-        self._making(revived, where)
-        self._measure_all(revived, where, keys, before)
-
-    def _sibling(self, model: ModelSpec, base: str, seed: int) -> str:
-        cls = registry.find("finetune", "removals")
-        method = build(cls, "toy") if model.path == "toy" else build(cls, None, {"part": "recover"})
-        return self._transform("sibling", method, base, seed + SIBLING_SEED, None)
+        self._stage(revived, dataclasses.replace(place, stage="revived"), asked)
 
     def _negative(self, model: str, place: Place, keys: str, control: str, stage: str) -> None:
         where = dataclasses.replace(place, control=control, stage=stage)
-        self._measure_all(model, where, keys, only=("hit-rate",))
+        self._measure_all(model, where, _Asked(keys), only=("hit-rate",))
 
     def _other_owner(self, given: MethodSpec, base: str, seed: int) -> str:
+        key_seed = derived_seed(seed, f"another owner {given.id}")
         method = instance_of(given, "implants")
-        return self._add(
-            "keys",
-            f"another owner's {given.id}",
-            method,
-            base,
-            seed,
-            given,
-            key_seed=derived_seed(seed, f"another owner {given.id}"),
-        )
+        return self.add("keys", f"another owner's {given.id}", method, base, seed, given, key_seed=key_seed)
 
     def _measure_all(
-        self,
-        model: str,
-        place: Place,
-        keys: str | None,
-        before: str | None = None,
-        *,
-        keyed: bool | None = None,
-        only: tuple[str, ...] = (),
+        self, model: str, place: Place, asked: _Asked, *, keyed: bool | None = None, only: tuple[str, ...] = ()
     ) -> str | None:
-        """Plan every measure of a checkpoint; returns the step of its ordinary answers, if they are asked."""
+        """Plan every measure of a checkpoint; returns the step of its ordinary answers, if they are asked.
+
+        Through a wrapper only what makes sense there; a measure that compares with the model before a removal only
+        where there was one.
+        """
         answers = None
         for given, method in self.measures:
-            wants_keys = getattr(method, "keyed", _name_of(method) in KEYED)
-            if (keyed and not wants_keys) or (keys is None and wants_keys) or (only and _name_of(method) not in only):
+            kind = name_of(method)
+            wants_keys = getattr(method, "keyed", kind in KEYED)
+            if (keyed and not wants_keys) or (asked.keys is None and wants_keys) or (only and kind not in only):
+                continue
+            if asked.through and not controls.answers_through(method, kind):
+                continue
+            if given.stages is not None and place.stage not in given.stages:
+                continue
+            if "original" in input_fields(type(method)) and asked.original is None:
                 continue
             asks = hasattr(method, "given")
-            name = f"{given.id}: {self._name(model)}"
-            if keys is not None and wants_keys and not self._name(model).startswith(self._name(keys)):
-                name += f", keys of {self._name(keys)}"
-            step = self._add(
+            name = f"{given.id}: {self.name(model)}" + "".join(f" through {t.name}" for t in asked.through)
+            if asked.keys is not None and wants_keys and not self.name(model).startswith(self.name(asked.keys)):
+                name += f", keys of {self.name(asked.keys)}"
+            step = self.add(
                 "measure",
                 name,
                 method,
                 model,
                 0,
                 given,
-                keys=keys if wants_keys else None,
-                before=before if asks else None,
+                keys=asked.keys if wants_keys else None,
+                before=asked.before if asks else None,
+                inputs=self._inputs(
+                    method, given, "measures", f"model:{place.model}", place.seed, original=asked.original
+                ),
+                through=asked.through,
             )
             answers = step if asks else answers
-            found = dataclasses.replace(place, step=step)
-            if found not in self.plan.places:
-                self.plan.places.append(found)
+            self.measured(step, place)
         return answers
 
-    # -- steps ---------------------------------------------------------------------------------------
+    # -- models that inputs name ---------------------------------------------------------------------
 
     def _transform(
         self,
@@ -231,131 +276,68 @@ class _Planner:
         base: str = "",
         key_seed: int | None = None,
         like: str = "",
+        place: Place | None = None,
     ) -> str:
         first = model.startswith("model:") and len(self.spec.seeds) > 1
-        shown = f"{self._name(model)} > {name}" + (f" (seed {seed})" if first else "")
-        inputs: dict[str, str] = {}
-        for field_name in input_fields(type(method)):
-            if input_type(type(method), field_name) != "Checkpoint":
-                continue
-            wanted = given.settings.get(field_name) if given is not None else None
-            if field_name == "schedule":  # what a run found; only its controls are given one
-                if like:
-                    inputs[field_name] = like
-            elif wanted is not None:
-                inputs[field_name] = f"model:{wanted}"
-            elif field_name == "adapter" and hasattr(method, "train_adapter"):
-                inputs[field_name] = self._add(
-                    "adapter", f"{self._name(base)} > adapter of {name}", method, base, seed, given
-                )
-            else:
-                inputs[field_name] = base
-        return self._add("transform", shown, method, model, seed, given, key_seed=key_seed, inputs=inputs)
+        shown = f"{self.name(model)} > {name}" + (f" (seed {seed})" if first else "")
+        inputs = self._inputs(method, given, "removals", base or model, seed, like=like, name=name, place=place)
+        return self.add("transform", shown, method, model, seed, given, key_seed=key_seed, inputs=inputs)
 
-    def _add(
+    def _inputs(
         self,
-        kind: str,
-        name: str,
         method: Any,
-        model: str,
-        seed: int,
         given: MethodSpec | None,
+        kind: str,
+        base: str,
+        seed: int,
         *,
-        key_seed: int | None = None,
-        keys: str | None = None,
-        before: str | None = None,
-        inputs: dict[str, str] | None = None,
-    ) -> str:
-        data = self._data(method, kind, given)
-        method_name = _name_of(method)
-        identity = {
-            "kind": kind,
-            "method": method_name,
-            "parameters": settings_of(method),
-            "code": code_version(type(method)),
-            "seed": seed,
-            "key_seed": key_seed,
-            "model": self._identity(model),
-            "keys": keys,
-            "before": before,
-            "data": self.data_digests[data] if data else None,
-            "inputs": {n: self._identity(r) for n, r in (inputs or {}).items()},
-            "text": self._text_digest if kind == "measure" else None,
-        }
-        id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
-        if id not in self.plan.steps:
-            self.names[id] = name
-            self.plan.steps[id] = Step(
-                id,
-                kind,
-                name,
-                method_name,
-                method,
-                model,
-                seed,
-                key_seed,
-                keys,
-                before,
-                tuple(sorted((inputs or {}).items())),
-                data,
-            )
-        return id
+        like: str = "",
+        original: str | None = None,
+        name: str = "",
+        place: Place | None = None,
+    ) -> dict[str, str]:
+        """References of the models that a method takes: as the study names them, or as the graph fills them."""
+        inputs: dict[str, str] = {}
+        for field in input_fields(type(method)):
+            if input_type(type(method), field) != "Checkpoint":
+                continue
+            wanted = given.settings.get(field) if given is not None else None
+            if field in FILLED.get(kind, ()):  # `schedule`, `like`: only controls are given one
+                filled = original if field == "original" else like
+                if filled:
+                    inputs[field] = filled
+            elif wanted is not None:
+                inputs[field] = self._named(str(wanted), base, seed)
+            elif field == "adapter" and hasattr(method, "train_adapter"):
+                own = given.settings.get("base") if given is not None else None
+                on = self._named(str(own), base, seed) if own is not None else base
+                inputs[field] = self.add("adapter", f"{self.name(on)} > adapter of {name}", method, on, seed, given)
+                if place is not None:
+                    self.making(inputs[field], dataclasses.replace(place, stage="adapter"))
+            else:
+                inputs[field] = base
+        return inputs
 
-    def _data(self, method: Any, kind: str, given: MethodSpec | None) -> tuple[str, ...]:
-        """Names of the data sets a step reads; loaded once, so that a wrong file is found before the run."""
-        takes = [n for n in input_fields(type(method)) if input_type(type(method), n) == "Dialogues"]
-        if not takes and kind != "measure":
-            return ()
-        own = given.settings.get(takes[0]) if given is not None and takes else None
-        names = tuple(self.spec.data) if own is None else tuple([own] if isinstance(own, str) else own)
-        if names not in self.plan.data:
-            self.plan.data[names] = load_dialogues([expanded(n) for n in names])
-            self.data_digests[names] = self.plan.data[names].digest()
-        return names
+    def _named(self, word: str, base: str, seed: int) -> str:
+        """What a study calls `word`: one of its models or experts, or the base, its sibling, the unrelated model."""
+        if any(m.id == word for m in self.spec.models):
+            return f"model:{word}"
+        expert = next((e for e in self.spec.experts if e.id == word), None)
+        if expert is not None:
+            return self._expert(expert, base, seed)
+        return {"base": lambda: base, "sibling": lambda: self._sibling(base, seed), "unrelated": self._unrelated}[
+            word
+        ]()
 
-    @functools.cached_property
-    def _text_digest(self) -> str | None:
-        return hashlib.sha256(Path(expanded(self.spec.text)).read_bytes()).hexdigest() if self.spec.text else None
+    def _expert(self, given: MethodSpec, base: str, seed: int) -> str:
+        method = instance_of(given, "experts")
+        return self._transform(f"expert {given.id}", method, base, seed + EXPERT_SEED, given, base=base)
 
-    def _model(self, id: str, path: str) -> None:
-        if id not in self.plan.models:
-            try:
-                found = resolve(expanded(path))
-            except BadInput as error:
-                raise BadInput(f"{self.spec.source}: models: {id}: {error}") from None
-            self.plan.models[id] = dataclasses.replace(found, name=id)
-            self.digests[f"model:{id}"] = found.digest()
+    def _sibling(self, base: str, seed: int) -> str:
+        cls = registry.find("finetune", "removals")
+        toy = self.spec.model(base.removeprefix("model:")).path == "toy"
+        method = build(cls, "toy") if toy else build(cls, None, {"part": "recover"})
+        return self._transform("sibling", method, base, seed + SIBLING_SEED, None)
 
-    def _identity(self, reference: str) -> str:
-        return self.digests.get(reference, reference)
-
-    def _making(self, step: str, place: Place) -> None:
-        found = dataclasses.replace(place, step=step)
-        if found not in self.plan.makings:
-            self.plan.makings.append(found)
-
-    def _name(self, reference: str) -> str:
-        return reference.removeprefix("model:") if reference.startswith("model:") else self.names[reference]
-
-    def _note(self, line: str) -> None:
-        if line not in self.plan.notes:
-            self.plan.notes.append(line)
-
-
-def _name_of(method: Any) -> str:
-    info = getattr(method, "info", None)
-    return str(info.name) if info is not None else type(method).__name__
-
-
-def clean_same_schedule(method: Any) -> Any | None:
-    """The same removal with every pair keeping its own answer, or None where it mismatches nothing."""
-    fields = {f.name for f in dataclasses.fields(method)}
-    return dataclasses.replace(method, pairing="matched") if "pairing" in fields else None
-
-
-def stage_name(phase: str, number: int, phases: int) -> str:
-    """The table's column for a phase: `x-erase` is erased, `x-recover` recovered; a single phase is erased."""
-    for ending, stage in (("erase", "erased"), ("recover", "recovered")):
-        if phase.endswith(ending):
-            return stage
-    return "erased" if phases == 1 or number == 0 else phase
+    def _unrelated(self) -> str:
+        return self.add_model("unrelated", self.spec.unrelated or "toy:unrelated")

@@ -1,19 +1,20 @@
 """Verdicts of a study, drawn from its records alone by the rules of `palimpsest.verdicts`.
 
 For every implant, removal and seed: `ownership` (may the owner claim the model at this stage?), `utility`
-(what is kept of the base's accuracy above chance) and `removal` (what became of the mark), the last one
-also for the control clean-same-schedule.
+(what is kept of the base's accuracy above chance), `removal` (what became of the mark), the last one also for
+the controls with clean pairs, and `constraint` (what the threat model allows the thief, see `constraints`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from palimpsest.errors import BadInput
 from palimpsest.records import Record, versions
 from palimpsest.statistics import threshold
+from palimpsest.study import constraints
 from palimpsest.verdicts import (
     CONFIDENCE,
     UTILITY_GATE,
@@ -27,6 +28,8 @@ from palimpsest.verdicts import (
 )
 
 UNMARKED = ("clean-base", "sibling", "unrelated-model")
+WRAPPED = "wrapped"  # the stage of a mark that is asked through a wrapper
+CLEAN = ("clean-same-schedule", "clean-same-distance")  # controls that are judged as the removal is
 COMMITTED_FORMS = ("template", "bare")  # greedy, nothing of the response given away: the committed draw is the null
 
 
@@ -40,11 +43,11 @@ class Cell:
     removal: str | None = None
 
 
-def judge(records: list[Record], alpha: float) -> list[Record]:
-    """Verdict and utility records of all cells."""
+def judge(records: list[Record], alpha: float, base_tokens: Mapping[str, int | None] | None = None) -> list[Record]:
+    """Verdict, utility and constraint records of all cells; base_tokens: of training each model, where known."""
     found: list[Record] = []
     for cell in cells(records):
-        judge_of = _Judge(records, cell, alpha)
+        judge_of = _Judge(records, cell, alpha, (base_tokens or {}).get(cell.model))
         try:
             found += judge_of.all()
         except ValueError as error:  # a plug-in's measure may count in its own way; its numbers must not be lost
@@ -70,8 +73,8 @@ def stages_of(records: Iterable[Record]) -> list[str]:
 class _Judge:
     """Looks the numbers of one cell up and asks `verdicts` what they allow."""
 
-    def __init__(self, records: list[Record], cell: Cell, alpha: float) -> None:
-        self.cell, self.alpha = cell, alpha
+    def __init__(self, records: list[Record], cell: Cell, alpha: float, base_tokens: int | None = None) -> None:
+        self.cell, self.alpha, self.base_tokens = cell, alpha, base_tokens
         self.of_model = [r for r in records if r.model == cell.model and r.seed == cell.seed]
         mine = [r for r in self.of_model if r.detail.get("implant") == cell.implant]
         self.mark = [r for r in mine if r.detail.get("removal") is None]
@@ -87,13 +90,14 @@ class _Judge:
             found += self._ownership(self.marked, "fingerprinted", None)
             found += self._utility_record(self.marked, "fingerprinted", None)
             return found
-        for control in (None, "clean-same-schedule"):
+        for control in (None, *CLEAN):
             rows = [r for r in self.after if r.control == control]
             for stage in stages_of(rows):
                 at = [r for r in rows if r.stage == stage]
                 found += self._ownership(at, stage, control)
                 found += self._utility_record(at, stage, control)
             found += self._removal(rows, control)
+            found += self._constraints(rows) if control is None else []
         revived = [r for r in self.after if r.control == "revival"]
         return found + self._ownership(revived, "revived", "revival")
 
@@ -136,11 +140,16 @@ class _Judge:
         revived = [r for r in self.after if r.control == "revival"] if judged else []
         unmarked = [r for r in self.after if r.control == "clean-base"]
         unmarked_last = _at(unmarked, stage) or [r for r in self.mark if r.control == "clean-base"]
-        ranks = {"template": self._ranks(last), "template after revival": self._ranks(revived)}
-        control_ranks = {
-            "template": self._ranks(unmarked_last),
-            "template after revival": self._ranks(_at(unmarked, "revived") or unmarked_last),
-        }
+        if stage == WRAPPED:  # a wrapper changes no weight: what it silences still stands in them
+            ranks = {"template without the wrapper": self._ranks(self.marked)}
+            silent = [r for r in self.mark if r.control == "clean-base"]
+            control_ranks = {"template without the wrapper": self._ranks(silent)}
+        else:
+            ranks = {"template": self._ranks(last), "template after revival": self._ranks(revived)}
+            control_ranks = {
+                "template": self._ranks(unmarked_last),
+                "template after revival": self._ranks(_at(unmarked, "revived") or unmarked_last),
+            }
         utility = self._utility(last)
         drawn = removal_of_fingerprint(
             {f: before[f] for f in forms},
@@ -169,6 +178,14 @@ class _Judge:
                 detail=drawn.numbers,
             )
         ]
+
+    def _constraints(self, rows: list[Record]) -> list[Record]:
+        stages = [s for s in stages_of(rows) if any(r.measure != "cost" for r in _at(rows, s))]
+        if not stages:
+            return []
+        last = _at(rows, stages[-1])
+        found = constraints.of_cell(rows, last, self._utility(last), self._perplexity_ratio(last), self.base_tokens)
+        return [self._record("constraint", stages[-1], None, **fields) for fields in found]
 
     def _taus(self, forms: list[str], before: dict[str, Tally]) -> dict[str, int | None]:
         """From the committed draw where it can reach alpha, else one hit more than any unmarked control."""
@@ -208,8 +225,12 @@ class _Judge:
         return Ranks(tuple(min(int(k["rank"]), decoys + 1) for k in found), decoys) if decoys else None
 
     def _utility(self, rows: list[Record]) -> Utility | None:
-        base = [r for r in self.of_model if r.stage == "base" and r.control is None and r.measure == "accuracy"]
-        now = {str(r.task): r for r in rows if r.measure == "accuracy"}
+        """Utility kept over tasks; through a wrapper, which gives answers alone, of ordinary answers that are right."""
+        wrapped = any(r.stage == WRAPPED for r in rows)
+        measure, task = ("answers", "reference") if wrapped else ("accuracy", None)
+        wanted = [r for r in self.of_model if r.measure == measure and task in (None, r.task)]
+        base = [r for r in wanted if r.stage == "base" and r.control is None]
+        now = {str(r.task): r for r in rows if r.measure == measure and task in (None, r.task)}
         tasks = {str(r.task): r for r in base if str(r.task) in now}
         if not tasks:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,14 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
         whole_model(model)
         jobs: list[Job | None] = [None] if step.kind == "measure" else list(_jobs(step))
         for job in jobs:
-            work = (str(model.path), job.what if job else None, job.tuning if job else None)
+            others = _others(plan, step) if job is None else ()
+            work = (str(model.path), job.what if job else None, job.tuning if job else None, *others)
             if work in seen:
                 continue
             seen.add(work)
             if job is not None:
                 check_family(model, job.tuning)
-            estimate = asking_estimate(model, device) if job is None else job_estimate(model, job, device)
+            estimate = _asking(plan, model, others, device) if job is None else job_estimate(model, job, device)
             if estimate is not None:
                 needs.work.append((estimate, job))
         if step.kind in ("transform", "adapter"):
@@ -82,12 +84,32 @@ def check_needs(plan: Plan, out: Path, ctx: Context) -> None:
             check_same_tokenizer(plan.models[target.id], unrelated, "unrelated")
 
 
+def _others(plan: Plan, step: Step) -> tuple[str, ...]:
+    """Ids of the models of the study that a measure holds beside its own: what it compares with, wrappers' models."""
+    named = [ref for _, ref in step.inputs] + [ref for t in step.through for _, ref in t.inputs]
+    return tuple(sorted(_root_id(plan, ref) for ref in named))
+
+
+def _asking(plan: Plan, model: Checkpoint, others: tuple[str, ...], device: str) -> Estimate | None:
+    """Memory of asking a model with other models loaded beside it."""
+    estimate = asking_estimate(model, device)
+    for other in others:
+        beside = asking_estimate(plan.models[other], device)
+        if estimate is not None and beside is not None:
+            parts = {**estimate.parts, "weights": estimate.parts["weights"] + beside.parts["weights"]}
+            estimate = dataclasses.replace(estimate, what=f"{estimate.what} with {other}", parts=parts)
+    return estimate
+
+
 def root_of(plan: Plan, step: Step) -> Checkpoint:
     """The model of the study file that a step's model was made from; it has its shape and tokenizer."""
-    reference = step.model
+    return plan.models[_root_id(plan, step.model)]
+
+
+def _root_id(plan: Plan, reference: str) -> str:
     while not reference.startswith("model:"):
         reference = plan.steps[reference].model
-    return plan.models[reference.removeprefix("model:")]
+    return reference.removeprefix("model:")
 
 
 def _jobs(step: Step) -> list[Job]:

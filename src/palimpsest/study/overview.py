@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from palimpsest.study.tables import Block, Column, Line, Value
+from palimpsest.study.judge import CLEAN
+from palimpsest.study.tables import CONTROL_WORDS, Block, Column, Line, Value
 
 SHOWN = ("FSR, ", "published ", "rank among decoys", "perplexity, ", "utility kept")
 
@@ -56,10 +57,11 @@ def _overview(title: str, blocks: Sequence[Block]) -> Overview:
         (f"claim, {stage}", [_word(b.ownership[stage].verdict if stage in b.ownership else None) for b in blocks])
         for stage in stages
     ]
-    for what, found in (
-        ("removal", [b.verdict for b in blocks]),
-        ("control: clean pairs only", [b.control_verdict for b in blocks]),
-    ):
+    judged = {"removal": [b.verdict for b in blocks]}
+    for control in CLEAN:
+        drawn = [next((r for r in b.control_verdicts if r.control == control), None) for b in blocks]
+        judged[f"control: {CONTROL_WORDS[control]}"] = drawn
+    for what, found in judged.items():
         if any(r is not None for r in found):
             verdicts.append((what, [_word(r.verdict if r is not None else None) for r in found]))
     return Overview(title, [b.cell.seed for b in blocks], columns, lines, verdicts)

@@ -6,10 +6,12 @@ Marks differ in shape as well as in colour, so that nothing rests on colour alon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from palimpsest.records import Record
+from palimpsest.study.summary import SummaryLine
 from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_at
 
 WIDTH, HEIGHT = 580, 262
@@ -206,6 +208,32 @@ def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
             told = f"{record.task}, {block.columns[i].title}: {value:.2f}"
             frame.parts.append(mark(series, x, frame.y(value), title=told))
     return frame.svg()
+
+
+def sweep_plot(title: str, axis: str, points: Sequence[tuple[Any, SummaryLine]]) -> str:
+    """Hit rate and utility kept along the axis of a sweep: a mark a seed, a line through the means."""
+    columns = [Column(f"{value:g}" if isinstance(value, float) else str(value), "") for value, _ in points]
+    told = f"{title}: hit rate and utility kept along {axis}; the numbers stand in the table above."
+    frame = Frame(f"{title}, over {axis}", told, columns, 0.0, 1.0)
+    frame.ticks([(v / 100, f"{v} %") for v in (0, 25, 50, 75, 100)])
+    for series, name in enumerate(("hit rate", "utility")):
+        means: list[tuple[float, float]] = []
+        for place, (_, line) in enumerate(points):
+            values = [v for v in (_share(row, name) for row in line.numbers) if v is not None]
+            for number, value in enumerate(values):
+                x = frame.x(place, (number - (len(values) - 1) / 2) * 0.09 + (series - 0.5) * 0.05)
+                frame.parts.append(mark(series, x, frame.y(value), 3.6, f"{name}, {axis} {columns[place].title}"))
+            if values:
+                means.append((frame.x(place), frame.y(sum(values) / len(values))))
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in means)
+        frame.parts.append(f'<polyline class="p{series}" points="{path}"/>')
+    return frame.svg()
+
+
+def _share(row: Mapping[str, Any], name: str) -> float | None:
+    if name == "utility":
+        return row.get("utility")
+    return row["hits_template"] / row["keys"] if row.get("keys") and "hits_template" in row else None
 
 
 def log_ticks(low: float, high: float) -> list[float]:

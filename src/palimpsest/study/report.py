@@ -1,4 +1,4 @@
-"""The report of a study: report.html (one file, opens offline), report.md and report.csv, and the terminal's table.
+"""The report of a study: report.html (one file, opens offline), report.md, the CSVs, and the terminal's table.
 
 All of it is made from records.jsonl and study.json of the study's folder; key files and samples are never
 opened, so no trigger and no response can enter.
@@ -6,8 +6,7 @@ opened, so no trigger and no response can enter.
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,12 @@ from markupsafe import Markup
 from palimpsest.checkpoint.output import write_text
 from palimpsest.errors import BadInput
 from palimpsest.records import Record
-from palimpsest.study import plots, tables
-from palimpsest.study.overview import Overview, overviews
-from palimpsest.study.spec import published_rows
+from palimpsest.study import plots, published, summary, tables
+from palimpsest.study.overview import overviews
 from palimpsest.study.store import Store
 from palimpsest.study.tables import Block, Column
+from palimpsest.study.text_report import csv_text, markdown, summary_csv
+from palimpsest.study.view import View
 
 MEANING = {
     "owned": "the owner can claim this model",
@@ -36,44 +36,17 @@ MEANING = {
     "ruined": "whatever became of the mark, the model is ruined",
     "undecided": "the numbers do not decide",
 }
-CSV_FIELDS = (
-    "measure",
-    "model",
-    "seed",
-    "implant",
-    "implant_id",
-    "removal",
-    "stage",
-    "control",
-    "prompt_form",
-    "task",
-    "value",
-    "count",
-    "n",
-    "low",
-    "high",
-    "confidence",
-    "sided",
-    "verdict",
-    "reason",
-    "seconds",
-    "tokens",
-    "peak_bytes",
-    "device",
-    "dtype",
-    "threads",
-    "digest",
-)
 
 
 def write_report(folder: Path | str) -> dict[str, Path]:
-    """Write report.html, report.md and report.csv into a study's folder; returns the paths by kind."""
+    """Write report.html, report.md, report.csv and summary.csv into a study's folder; the paths by kind."""
     store = Store.open(folder)
     records, study = store.records(), store.study()
     if not records and not study.get("failed"):
         raise BadInput(f"{folder}: the study has no finished measure yet; `palimpsest study run` goes on with it")
     texts = {"html": html(study, records), "md": markdown(study, records), "csv": csv_text(records)}
     paths = {kind: store.folder / f"report.{kind}" for kind in texts}
+    texts["summary"], paths["summary"] = summary_csv(records), store.folder / "summary.csv"
     for kind, text in texts.items():
         write_text(paths[kind], text)
     return paths
@@ -85,53 +58,55 @@ def html(study: dict[str, Any], records: list[Record]) -> str:
         loader=PackageLoader("palimpsest.study", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     css = Markup(environment.loader.get_source(environment, "report.css")[0])  # type: ignore[union-attr]
-    shown = tables.blocks(records, _published(study))
-    sections = [_section(block, records) for block in shown]
-    costs = tables.costs(records)
+    view = View.of(study, records)
+    sections = [_section(block, records, view.crowded) for block in view.blocks]
     groups: list[tuple[list[Column], list[dict[str, Any]]]] = []
     for section in sections:
         if not groups or groups[-1][0] != section["block"].columns:
             groups.append((section["block"].columns, []))
         groups[-1][1].append(section)
+    sweeps = [(s, [Markup(plots.sweep_plot(title, axis, some)) for title, axis, some in s.plots]) for s in view.sweeps]
     return environment.get_template("report.html.j2").render(
         study=study,
         css=css,
+        view=view,
+        summary=summary,
+        sweeps=sweeps,
         sections=sections,
-        overviews=overviews(shown),
+        overviews=overviews(view.blocks),
         groups=groups,
-        cost_name=cost_name,
         meaning=MEANING,
         words=_words(sections),
         tables=tables,
-        costs=costs,
-        total=sum(r.seconds or 0 for r in costs),
-        versions=_versions(records),
-        published_notes=_published_notes(study),
-        form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(shown)])),
+        total=sum(r.seconds or 0 for r in tables.costs(records)),
+        published_notes=published.notes(view.published, view.registered),
+        form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(view.blocks)])),
         perplexity_legend=Markup(plots.legend(["neutral text", "dialogues"])),
+        sweep_legend=Markup(plots.legend(["hits, chat template", "utility kept"])),
         saved=study.get("requested", 0) - len(study.get("steps", [])),
         alpha=study["spec"].get("alpha", 1e-6),
     )
 
 
-def _section(block: Block, records: list[Record]) -> dict[str, Any]:
+def _section(block: Block, records: list[Record], crowded: bool) -> dict[str, Any]:
+    """A block with its pictures and single keys, which a crowded page leaves to records.jsonl."""
     rows = tables.rows_of(records, block.cell)
     keyed = []
-    for column in block.columns:
+    for column in block.columns if not crowded else []:
         found = tables.per_key(tables.records_at(rows, column), block.forms)
         if found:
             keyed.append((column, found))
     task_columns, task_rows = tables.tasks(records, block.cell)
     return {
         "block": block,
-        "fsr": Markup(plots.fsr_plot(block, rows)),
-        "rank": Markup(plots.rank_plot(block, rows)),
-        "perplexity": Markup(plots.perplexity_plot(block, rows)),
+        "fsr": Markup("" if crowded else plots.fsr_plot(block, rows)),
+        "rank": Markup("" if crowded else plots.rank_plot(block, rows)),
+        "perplexity": Markup("" if crowded else plots.perplexity_plot(block, rows)),
         "keys": keyed,
         "task_columns": task_columns,
         "task_rows": task_rows,
         "facts": _facts(rows),
-        "anchor": "-".join(["mark", *map(str, astuple(block.cell))]),
+        "anchor": re.sub(r"[^\w.=-]+", "-", "-".join(["mark", *map(str, astuple(block.cell))])),
     }
 
 
@@ -139,7 +114,8 @@ def _words(sections: list[dict[str, Any]]) -> list[str]:
     """The verdict words of the page, in the order of their meaning."""
     used: set[str | None] = set()
     for block in (s["block"] for s in sections):
-        used |= {r.verdict for r in (block.verdict, block.control_verdict, *block.ownership.values()) if r is not None}
+        drawn = (block.verdict, *block.control_verdicts, *block.ownership.values())
+        used |= {r.verdict for r in drawn if r is not None}
     return [word for word in MEANING if word in used]
 
 
@@ -150,100 +126,6 @@ def _facts(rows: list[Record]) -> dict[str, Any]:
 
 def _forms(shown: list[Block]) -> list[str]:
     return max((b.forms for b in shown), key=len, default=[])
-
-
-def _published(study: dict[str, Any]) -> list[dict[str, str]]:
-    return published_rows(study["spec"].get("published"))
-
-
-def _published_notes(study: dict[str, Any]) -> list[str]:
-    return tables.published_notes(_published(study), list(study.get("implants", {}).values()))
-
-
-def _versions(records: list[Record]) -> list[str]:
-    return sorted({f"{name} {version}" for r in records for name, version in r.versions.items()})
-
-
-# -- Markdown and CSV -----------------------------------------------------------------------------------
-
-
-def markdown(study: dict[str, Any], records: list[Record]) -> str:
-    """The same tables as Markdown."""
-    out = [f"# {study.get('title') or 'Study'}", ""]
-    if study.get("shape_only"):
-        out += ["> **Shape only.** These numbers come from a toy model; they say how things move, not how much.", ""]
-    out += [f"> {note}" for note in study.get("notes", [])] + [""]
-    for failed in study.get("failed", []):
-        out += [f"- failed: {failed['name']}: {failed['error']}"]
-    shown = tables.blocks(records, _published(study))
-    for overview in overviews(shown):
-        out += _md_overview(overview)
-    for block in shown:
-        out += ["", f"## {block.title}{', ' + block.subtitle if block.subtitle else ''}", ""]
-        for record in (block.verdict, block.control_verdict):
-            if record is not None:
-                control = f" (control {record.control})" if record.control else ""
-                out += [f"**{record.verdict}**{control}: {record.reason}", ""]
-        out += [f"Strength of erasing, found by auto: {block.searched}.", ""] if block.searched else []
-        out += [_md_row(["", *(c.title for c in block.columns)]), _md_row(["---"] * (len(block.columns) + 1))]
-        for line in block.lines:
-            name = f"*{line.title} ({line.note})*" if line.kind == "published" else line.title
-            out.append(_md_row([name, *(v.text + (f"; {v.note}" if v.note else "") for v in line.values)]))
-        if block.negatives:
-            out += [
-                "",
-                "Negative controls, FSR:",
-                "",
-                _md_row(["", *(tables.FORM_WORDS[f] for f in block.forms)]),
-                _md_row(["---"] * (len(block.forms) + 1)),
-            ]
-            out += [_md_row([name, *(f"{v.text}; {v.note}" for v in values)]) for name, values in block.negatives]
-    out += ["", *[f"- {note}" for note in _published_notes(study)]]
-    out += ["", "## Cost", "", _md_row(["step", "seconds", "tokens", "peak memory"]), _md_row(["---"] * 4)]
-    out += [
-        _md_row(
-            [
-                cost_name(r),
-                tables.seconds_text(r.seconds),
-                f"{r.tokens:,}" if r.tokens else "–",
-                tables.bytes_text(r.peak_bytes),
-            ]
-        )
-        for r in tables.costs(records)
-    ]
-    return "\n".join([*out, "", "Repeat with:", "", f"    {study['command']}", "", ", ".join(_versions(records)), ""])
-
-
-def _md_overview(overview: Overview) -> list[str]:
-    """The table over seeds of one mark and removal."""
-    out = ["", f"## {overview.title}, seeds {', '.join(map(str, overview.seeds))}", ""]
-    out += [f"- {what}: {', '.join(words)}" for what, words in overview.verdicts]
-    out += ["", _md_row(["", *(c.title for c in overview.columns)]), _md_row(["---"] * (len(overview.columns) + 1))]
-    for line in overview.lines:
-        name = f"*{line.title} ({line.note})*" if line.kind == "published" else line.title
-        out.append(_md_row([name, *(v.text for v in line.values)]))
-    return out
-
-
-def cost_name(record: Record) -> str:
-    """What a cost record is about: method, implant, control."""
-    parts = [str(record.task), *[p for p in (record.detail.get("implant"), record.control) if p and p != record.task]]
-    return ", ".join(parts)
-
-
-def _md_row(cells: list[str]) -> str:
-    return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-
-
-def csv_text(records: list[Record]) -> str:
-    """All records as CSV, one a line, without their details."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        own = {"implant_id": record.detail.get("implant"), "removal": record.detail.get("removal")}
-        writer.writerow({**record.to_json(), **own})
-    return file.getvalue()
 
 
 # -- the terminal ---------------------------------------------------------------------------------------
@@ -272,8 +154,10 @@ def terminal_table(folder: Path | str) -> Any:
 
     store = Store.open(folder)
     study = store.study()
-    parts: list[Any] = []
-    for block in tables.blocks(store.records()):
+    view = View.of(study, store.records())
+    parts: list[Any] = [_removals_table(view, table) for table in view.removals] if view.crowded else []
+    parts += [_removals_table(view, sweep.table, sweep.title) for sweep in view.sweeps]
+    for block in [] if view.crowded else view.blocks:
         subtitle = f", {block.subtitle}" if block.subtitle else ""
         lines = max(len(c.parts) for c in block.columns)
         halves = []  # stages and controls stand side by side where the terminal is wide enough
@@ -288,7 +172,7 @@ def terminal_table(folder: Path | str) -> Any:
                 table.add_row(_label(line), *(_short(line.values[i]) for i in at))
             halves += [table] if at else []
         parts += [Text(""), Text(f"{block.title}{subtitle}", style="bold"), Columns(halves, padding=(0, 2))]
-        for record in (block.verdict, block.control_verdict):
+        for record in (block.verdict, *block.control_verdicts):
             if record is not None:
                 control = f" (control {record.control})" if record.control else ""
                 parts.append(Text.assemble((f"{record.verdict}{control}: ", "bold"), str(record.reason)))
@@ -297,6 +181,24 @@ def terminal_table(folder: Path | str) -> Any:
     if study.get("shape_only"):
         parts += [Text(""), Text("Shape only: a toy model shows how things move, not how much.")]
     return Group(*parts)
+
+
+TERMINAL_COLUMNS = ("verdict", "hits", "rank", "utility", "neutral", "seconds", "constraints")
+
+
+def _removals_table(view: View, table: summary.SummaryTable, title: str | None = None) -> Any:
+    """The removals of one fingerprint, or the points of a sweep, with the columns that a terminal has room for."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    columns = [c for c in table.columns if c in TERMINAL_COLUMNS]
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, title=title or view.title_of(table), title_justify="left")
+    made.add_column("")
+    for column in columns:
+        made.add_column(table.heading(column), justify="right")
+    for line in table.lines:
+        made.add_row(line.title, *(line.cells[c].text for c in columns))
+    return made
 
 
 def _label(line: tables.Line) -> str:

@@ -11,7 +11,7 @@ import datetime
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +195,11 @@ class _Runner:
                 if made.keys is not None:
                     self._keep_keys(made.keys, partial, facts)
             tokens = [r.tokens for r in records if r.tokens is not None and step.kind != "measure"]
-            facts |= {"tokens": sum(tokens) if tokens else None, "peak_bytes": peak()}
+            rows = [
+                r.detail["rows"] for r in records if isinstance(r.detail.get("rows"), int) and step.kind != "measure"
+            ]
+            facts |= {"tokens": sum(tokens) if tokens else None, "rows": sum(rows) if rows else None}
+            facts["peak_bytes"] = peak()
             self._complete(records, step, facts, time.monotonic() - started)
             samples = [*answers, *take_samples(records)]
             if samples:
@@ -224,7 +228,9 @@ class _Runner:
         keys = self.store.keys(step.keys) if step.keys is not None else None
         before = self.store.answers(step.before) if step.before is not None else None
         text = Path(expanded(self.plan.spec.text)) if self.plan.spec.text else None
-        subject = Subject(self._checkpoint(step.model), ctx, keys, self.plan.data.get(step.data), before, text)
+        through = [self._with_inputs(t.method, t.inputs, t.data) for t in step.through]
+        model, data = self._checkpoint(step.model), self.plan.data.get(step.data)
+        subject = Subject(model, ctx, keys, data, before, text, through)
         if self.subject is not None and self.subject[0] == step.model:
             loaded = self.subject[1]._responder
             if loaded is not None and keys is not None:
@@ -242,12 +248,14 @@ class _Runner:
 
     def _filled(self, step: Step) -> Any:
         """The method instance with its inputs."""
-        cls = type(step.method)
-        given: dict[str, Any] = {name: self._checkpoint(ref) for name, ref in step.inputs}
-        for name in input_fields(cls):
-            if input_type(cls, name) == "Dialogues":
-                given[name] = self.plan.data[step.data]
-        return dataclasses.replace(step.method, **given) if given else step.method
+        return self._with_inputs(step.method, step.inputs, step.data)
+
+    def _with_inputs(self, method: Any, inputs: Sequence[tuple[str, str]], data: tuple[str, ...]) -> Any:
+        given: dict[str, Any] = {name: self._checkpoint(ref) for name, ref in inputs}
+        for name in input_fields(type(method)):
+            if input_type(type(method), name) == "Dialogues":
+                given[name] = self.plan.data[data]
+        return dataclasses.replace(method, **given) if given else method
 
     def _checkpoint(self, reference: str) -> Checkpoint:
         if reference.startswith("model:"):
@@ -285,6 +293,9 @@ class _Runner:
             "keys_of": step.keys,
             "before": step.before,
             "data": list(step.data),
+            "through": [
+                {"name": t.name, "parameters": settings_of(t.method), "inputs": dict(t.inputs)} for t in step.through
+            ],
             **facts,
             "seconds": time.monotonic() - started,
             "device": self.ctx.device,

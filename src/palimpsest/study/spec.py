@@ -2,13 +2,15 @@
 
     models: [toy, {id: other, path: ./folder}]      on: [toy]           data: toy
     implants: [if-sft, {hashchain: {preset: full}}]
-    removals: [none, {meraser: {preset: paper, erase: {epochs: 3}, id: gentle}}]
+    experts: [{id: guild, finetune: {preset: expert, data: "toy:guild-marks"}}]
+    removals: [none, {meraser: {preset: paper, erase: {epochs: 3}, id: gentle}}, {cleangen: {reference: sibling}}]
     controls: [clean-same-schedule, revival]        negatives: [clean-base, sibling]
     measures: [hit-rate, rank, perplexity, {accuracy: {items: 100}}]    seeds: [0]
 
-A method is written as its name, or as its name with `preset`, `id` and parameters. `${NAME}` in the path of a
-model, of data or of text is the environment's. Every error is one line that names the file, the field and the
-nearest valid name.
+A method is written as its name, or as its name with `preset`, `id`, parameters, inputs, and a `sweep` (see
+`sweeps`). An input that is a model names one of `models` or `experts`, or `base`, `sibling` or `unrelated`.
+`${NAME}` in the path of a model, of data or of text is the environment's. Every error is one line that names the
+file, the field and the nearest valid name. All fields: docs/studies.md.
 """
 
 from __future__ import annotations
@@ -25,12 +27,17 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from palimpsest import registry
 from palimpsest.errors import BadInput, nearest
 from palimpsest.method import build, input_fields, presets
+from palimpsest.study import sweeps
 
-Control = Literal["clean-same-schedule", "revival", "clean-base"]
+Control = Literal["clean-same-schedule", "clean-same-distance", "revival", "clean-base"]
 Negative = Literal["clean-base", "sibling", "unrelated-model", "other-owner"]
+Stage = Literal["base", "expert", "fingerprinted", "wrapped", "erased", "recovered", "revived"]
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-METHOD_FIELDS = ("implants", "removals", "measures")
-MODEL_INPUTS = ("base", "model")
+METHOD_FIELDS = ("implants", "experts", "removals", "measures")
+OWN_FIELDS = ("preset", "controls", "stages", "point")  # of an entry; the rest are the method's parameters and inputs
+WORDS = ("base", "sibling", "unrelated")  # models that a study knows without naming them
+FILLED = {"removals": ("schedule", "like"), "measures": ("original",)}  # inputs that the graph fills, and nobody names
+OPTIONAL = ("base", "model", "reference")  # inputs that are the target's base where nothing is named
 
 
 class ModelSpec(BaseModel):
@@ -48,19 +55,37 @@ class ModelSpec(BaseModel):
         return value
 
 
+class Point(BaseModel):
+    """Where in a sweep an entry stands: `of` is the id of the entry that was swept, `at` a value an axis."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    of: str
+    at: dict[str, Any]
+
+
 class MethodSpec(BaseModel):
-    """A method with its preset and parameters; `id` tells two settings of one method apart."""
+    """A method with its preset and parameters; `id` tells two settings of one method apart.
+
+    controls: of a removal, in place of the study's. stages: of a measure, those at which alone it is taken.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     id: str
     preset: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    controls: list[Control] | None = None
+    stages: list[Stage] | None = None
+    point: Point | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _from_word(cls, value: Any) -> Any:
         given: Any = {}
+        if isinstance(value, dict) and len(value) == 2 and "id" in value:  # {id: guild, finetune: {...}}
+            name, given = next((n, g) for n, g in value.items() if n != "id")
+            if given is None or isinstance(given, dict):
+                value = {name: {**(given or {}), "id": value["id"]}}
         if isinstance(value, str):
             name = value
         elif isinstance(value, dict) and len(value) == 1:
@@ -70,9 +95,10 @@ class MethodSpec(BaseModel):
             raise ValueError("write a method as its name, or as `name: {preset: ..., parameters}`")
         if not isinstance(name, str) or not isinstance(given, dict):
             raise ValueError(f"what stands under {name!r} must be its preset and parameters, as `name: value`")
-        rest = {str(k): v for k, v in given.items() if k not in ("id", "preset")}
+        own = {k: given[k] for k in OWN_FIELDS if k in given}
+        rest = {str(k): v for k, v in given.items() if k not in ("id", *OWN_FIELDS)}
         name = name if ".py:" in name else name.replace("_", "-")
-        return {"name": name, "id": str(given.get("id", name)), "preset": given.get("preset"), "settings": rest}
+        return {"name": name, "id": str(given.get("id", name)), "settings": rest, **own}
 
 
 class StudySpec(BaseModel):
@@ -80,7 +106,7 @@ class StudySpec(BaseModel):
 
     notes: what a reader must know, first of all what was tuned on which seeds. published: a CSV of published
     numbers beside the recipes, shown beside ours. unrelated: a model with the same tokenizer that never saw
-    these marks (the toy brings its own).
+    these marks (the toy brings its own). experts: made of every target's base, and named by other methods' inputs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -91,6 +117,7 @@ class StudySpec(BaseModel):
     data: list[str] = Field(default_factory=lambda: ["toy"])
     text: str | None = None
     implants: list[MethodSpec] = Field(min_length=1)
+    experts: list[MethodSpec] = Field(default_factory=list)
     removals: list[MethodSpec] = Field(default_factory=list)
     controls: list[Control] = Field(default_factory=list)
     negatives: list[Negative] = Field(default_factory=list)
@@ -110,6 +137,11 @@ class StudySpec(BaseModel):
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator(*METHOD_FIELDS, mode="before")
+    @classmethod
+    def _spread_sweeps(cls, value: Any) -> Any:
+        return [made for entry in value for made in sweeps.expanded(entry)] if isinstance(value, list) else value
 
     @field_validator(*METHOD_FIELDS)
     @classmethod
@@ -221,7 +253,7 @@ def instance_of(given: MethodSpec, kind: str) -> Any:
 
 def method_kinds(field: str) -> tuple[str, ...]:
     """Kinds of method that a field of the study file may name."""
-    return ("fingerprints",) if field == "implants" else (field,)
+    return {"implants": ("fingerprints",), "experts": ("removals",)}.get(field, (field,))
 
 
 def _first_line(error: ValidationError) -> str:
@@ -251,6 +283,9 @@ def _check_names(spec: StudySpec) -> None:
         values = getattr(spec, name)
         if len(set(values)) != len(values):
             raise BadInput(f"{name}: one value is given twice")
+    for number, expert in enumerate(spec.experts):
+        if expert.id in (*ids, *WORDS):
+            raise BadInput(f"experts[{number}]: {expert.id!r} names another model already; give it another id")
     if "unrelated-model" in spec.negatives and spec.unrelated is None and not spec.is_toy:
         raise BadInput("unrelated: name a model with the same tokenizer, for the negative control `unrelated-model`")
     if spec.text is not None and not Path(expanded(spec.text)).is_file():
@@ -259,6 +294,9 @@ def _check_names(spec: StudySpec) -> None:
 
 
 def _check_method(spec: StudySpec, kind: str, given: MethodSpec, where: str) -> None:
+    for field, only in (("controls", "removals"), ("stages", "measures")):
+        if getattr(given, field) is not None and kind != only:
+            raise BadInput(f"{where}.{field}: only {only} have {field} of their own")
     if kind == "removals" and given.name == "none":
         if given.settings or given.preset:
             raise BadInput(f"{where}: none has no parameters")
@@ -271,17 +309,26 @@ def _check_method(spec: StudySpec, kind: str, given: MethodSpec, where: str) -> 
         instance_of(given, kind)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
+    if kind == "experts" and not hasattr(cls, "apply"):
+        raise BadInput(f"{where}: {given.name} writes no model, so it makes no expert")
     ids = [m.id for m in spec.models]
+    known = ids + ([e.id for e in spec.experts] if kind != "experts" else []) + [*WORDS]
     for name in input_fields(cls):
         kind_of_input = input_type(cls, name)
         value = given.settings.get(name)
         if kind_of_input == "KeySet":
             raise BadInput(f"{where}: {given.name} takes keys, which a study cannot give yet")
-        if kind_of_input == "Checkpoint" and value is not None and value not in ids:
-            raise BadInput(f"{where}.{name}: there is no model {value!r}{nearest(str(value), ids, 'model')}")
-        trained = name == "adapter" and hasattr(cls, "train_adapter")  # the graph makes it, once for all targets
-        if kind_of_input == "Checkpoint" and value is None and name not in MODEL_INPUTS and not trained:
-            raise BadInput(f"{where}: {given.name} needs `{name}`, the id of one of the models")
+        if kind_of_input != "Checkpoint":
+            continue
+        if value is not None and name in FILLED.get(kind, ()):
+            raise BadInput(f"{where}.{name}: is filled by the study itself; leave it out")
+        filled = name in FILLED.get(kind, ()) or (name == "adapter" and hasattr(cls, "train_adapter"))
+        if value is None and not filled and name not in OPTIONAL:
+            raise BadInput(f"{where}: {given.name} needs `{name}`: {', '.join(known)}")
+        if value is not None and value not in known:
+            raise BadInput(f"{where}.{name}: there is no model {value!r}{nearest(str(value), known, 'model')}")
+        if value == "unrelated" and value not in ids and spec.unrelated is None and not spec.is_toy:
+            raise BadInput(f"{where}.{name}: the study has no unrelated model; name one in its field `unrelated`")
 
 
 def input_type(cls: type, name: str) -> str:

@@ -11,11 +11,22 @@ from palimpsest.study.spec import StudySpec
 
 
 @dataclass(frozen=True)
+class Through:
+    """A wrapper that a model is asked through: the instance, its inputs (see `Step`) still open."""
+
+    name: str
+    method: Any = field(repr=False, compare=False)
+    inputs: tuple[tuple[str, str], ...] = ()
+    data: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Step:
     """One piece of work: `kind` transform (gives a checkpoint), adapter, keys, or measure.
 
     model, keys, before, inputs: references, an earlier step's id or "model:ID" of the study file. data: names
-    of data sets. key_seed: of key making. method: the instance, its inputs still open.
+    of data sets. key_seed: of key making. method: the instance, its inputs still open. through: the wrappers
+    that a measure asks through, the innermost first.
     """
 
     id: str
@@ -30,11 +41,13 @@ class Step:
     before: str | None = None
     inputs: tuple[tuple[str, str], ...] = ()
     data: tuple[str, ...] = ()
+    through: tuple[Through, ...] = ()
 
     @property
     def parents(self) -> list[str]:
         """Ids of the steps that must be done before."""
-        named = [self.model, self.keys, self.before, *(ref for _, ref in self.inputs)]
+        wrapped = [ref for wrapper in self.through for _, ref in wrapper.inputs]
+        named = [self.model, self.keys, self.before, *(ref for _, ref in self.inputs), *wrapped]
         return [r for r in named if r is not None and not r.startswith("model:")]
 
 

@@ -14,9 +14,16 @@ from typing import Any
 
 from palimpsest.prompts import FORMS
 from palimpsest.records import Record
-from palimpsest.study.judge import Cell, cells
+from palimpsest.study.judge import CLEAN, Cell, cells
+from palimpsest.study.published import of, other_measures, published_stage
 
-STAGES = ("base", "fingerprinted", "erased", "recovered")
+STAGES = ("base", "fingerprinted", "wrapped", "erased", "recovered")
+CONTROL_WORDS = {
+    "revival": "revival",
+    "clean-same-schedule": "clean pairs only",
+    "clean-same-distance": "clean pairs, same distance",
+    "clean-base": "unmarked base",
+}
 FORM_WORDS = {"template": "chat template", "bare": "bare prompt", "prefilled": "answer begun", "sampled": "sampled"}
 NEGATIVES = {
     "clean-base": "clean base",
@@ -24,7 +31,6 @@ NEGATIVES = {
     "unrelated-model": "unrelated model",
     "other-owner": "marked model, another owner's keys",
 }
-PUBLISHED_STAGE = (("none", "fingerprinted"), ("meraser-erase", "erased"), ("meraser ", "recovered"))
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Block:
     columns: list[Column]
     lines: list[Line]
     verdict: Record | None
-    control_verdict: Record | None
+    control_verdicts: list[Record]
     ownership: dict[str, Record]
     negatives: list[tuple[str, list[Value]]] = field(default_factory=list)
     forms: list[str] = field(default_factory=list)
@@ -163,15 +169,12 @@ def blocks(records: list[Record], published: Sequence[dict[str, str]] = ()) -> l
 
 def columns_of(rows: Sequence[Record]) -> list[Column]:
     """Stages in their order, then what the controls came to."""
-    have = {(r.stage, r.control) for r in rows if r.measure not in ("removal", "ownership", "utility", "cost")}
-    stages = [s for s, c in dict.fromkeys((r.stage, r.control) for r in rows) if c is None and s is not None]
+    drawn = ("removal", "ownership", "utility", "constraint", "cost")
+    have = dict.fromkeys((r.stage, r.control) for r in rows if r.measure not in drawn)
+    stages = [s for s, c in have if c is None and s is not None]
     ordered = [s for s in STAGES if s in stages or s == "base"] + [s for s in stages if s not in STAGES]
     columns = [Column(s, s) for s in ordered]
-    for control, title in (
-        ("revival", "revival"),
-        ("clean-same-schedule", "clean pairs only"),
-        ("clean-base", "unmarked base"),
-    ):
+    for control, title in CONTROL_WORDS.items():
         last = [s for s in ((*ordered[1:], "revived") if control == "revival" else ordered[1:]) if (s, control) in have]
         if last:
             columns.append(Column(title if control == "revival" else f"{title}, {last[-1]}", last[-1], control))
@@ -201,8 +204,11 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
         )
         for form in forms
     ]
-    lines += _published_lines(published, implant, columns, "FSR %")
+    lines += _published_lines(published, implant, columns, "FSR %", cell.removal)
     lines.append(line("rank among decoys", "median, and p of the set", lambda some: rank_value(first("rank")(some))))
+    lines.append(
+        line("responses found by token forcing", "of all keys", lambda some: rate_value(first("token-forcing")(some)))
+    )
     for task in ("neutral", "dialogue"):
         lines.append(
             line(
@@ -211,11 +217,23 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
                 lambda some, task=task: number_value(first("perplexity", task=task)(some)),  # type: ignore[misc]
             )
         )
-    lines += _published_lines(published, implant, columns, "PPL")
+    lines += _published_lines(published, implant, columns, "PPL", cell.removal)
     lines.append(line("task accuracy", "mean over tasks", mean_accuracy))
+    for other in other_measures(published, implant):
+        lines += _published_lines(published, implant, columns, other, cell.removal)
     lines.append(line("utility kept", "of the base, above chance", lambda some: ratio_value(first("utility")(some))))
     for task, title in (("reference", "ordinary answers, right"), ("before", "ordinary answers, as before")):
         lines.append(line(title, "interval", lambda some, task=task: rate_value(first("answers", task=task)(some))))  # type: ignore[misc]
+    lines.append(
+        line(
+            "divergence, nats a token",
+            "95 % interval",
+            lambda some: number_value(first("divergence", task="kl-per-token")(some)),
+        )
+    )
+    for task, title in (("first-token", "first token changed"), ("answers", "answers that the wrapper changed")):
+        lines.append(line(title, "interval", lambda some, task=task: rate_value(first("divergence", task=task)(some))))  # type: ignore[misc]
+    lines.append(line("time a token", "times the original's", lambda some: number_value(first("latency")(some))))
     lines = [ln for ln in lines if ln.kind == "published" or any(v.text != "–" for v in ln.values)]
     judged = [r for r in rows if r.measure == "removal"]
     parts = [
@@ -234,7 +252,7 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
         columns,
         lines,
         next((r for r in judged if r.control is None), None),
-        next((r for r in judged if r.control is not None), None),
+        [r for r in judged if r.control in CLEAN],
         {str(r.stage): r for r in rows if r.measure == "ownership" and r.control is None},
         _negatives(rows, forms),
         forms,
@@ -286,10 +304,11 @@ def _negatives(rows: Sequence[Record], forms: Sequence[str]) -> list[tuple[str, 
 
 
 def _published_lines(
-    published: Sequence[dict[str, str]], implant: str, columns: Sequence[Column], measure: str
+    published: Sequence[dict[str, str]], implant: str, columns: Sequence[Column], measure: str, removal: str | None
 ) -> list[Line]:
     """What the paper printed, one line for its models together, under the stages it belongs to."""
-    mine = [p for p in published if p["fingerprint"] == implant and p["measure"] == measure]
+    last = next((c.stage for c in reversed(columns) if c.control is None), "")
+    mine = [p for p in of(published, implant, measure) if published_stage(p, removal, last)]
     if not mine:
         return []
     models = list(dict.fromkeys(p["model"] for p in mine))
@@ -300,31 +319,11 @@ def _published_lines(
             stage = [
                 p["value"]
                 for p in mine
-                if p["model"] == model and column.control is None and published_stage(p["removal"]) == column.stage
+                if p["model"] == model and column.control is None and published_stage(p, removal, last) == column.stage
             ]
             shown += stage[:1]
         values.append(Value(" / ".join(shown) + (" %" if shown and "%" in measure else "")) if shown else Value(""))
     return [Line(f"published {measure.removesuffix(' %')}", " / ".join(models), values, "published")]
-
-
-def published_notes(published: Sequence[dict[str, str]], implants: Sequence[str]) -> list[str]:
-    """Where the published numbers come from, and what their record notes about single ones."""
-    mine = [p for p in published if p["fingerprint"] in implants]
-    if not mine:
-        return []
-    sources = sorted({f"arXiv {p['paper']}, Table {p['table']}" for p in mine})
-    notes = [
-        f"{p['fingerprint']} on {p['model']}, {published_stage(p['removal'])}, {p['measure']} {p['value']}: "
-        f"{p['note']}."
-        for p in mine
-        if p.get("note")
-    ]
-    return [f"Published numbers are those of {' and '.join(sources)}, for the models named, as printed.", *notes]
-
-
-def published_stage(removal: str) -> str:
-    """The stage that a row of published numbers belongs to."""
-    return next((stage for start, stage in PUBLISHED_STAGE if removal.startswith(start)), "")
 
 
 # -- other tables ---------------------------------------------------------------------------------------
@@ -348,7 +347,7 @@ def per_key(rows: Sequence[Record], forms: Sequence[str]) -> list[dict[str, Any]
             if record.measure == "rank":
                 row["rank"] = int(key["rank"])
             elif record.prompt_form in forms:
-                row["forms"][record.prompt_form] = (bool(key["hit"]), float(key["log_prob"]))
+                row["forms"][record.prompt_form] = (bool(key["hit"]), key.get("log_prob"))  # wrappers give none
     return [keys[number] for number in sorted(keys)]
 
 

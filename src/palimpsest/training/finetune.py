@@ -62,7 +62,7 @@ def tune(
     micro = math.ceil(tuning.batch / accumulate)
     fresh = _fresh(rows, micro, ctx.seed)
     per_epoch = math.ceil(fresh(0)[1] / accumulate)
-    steps = per_epoch * tuning.epochs
+    steps = per_epoch * tuning.epochs if tuning.steps is None else tuning.steps
     options = {} if loss_of is None else {"loss_of": loss_of}
     if steps == 0:
         return model, TrainLog()

@@ -18,6 +18,7 @@ class Tuning:
     alpha: int = param(32, "LoRA alpha; updates are scaled by alpha / rank", low=1)
     dropout: float = param(0.0, "LoRA dropout", low=0.0, high=0.9)
     epochs: int = param(5, "passes over the rows", low=0)
+    steps: int | None = param(None, "optimiser steps in place of epochs; rows come round as often as it takes", low=1)
     lr: float = param(1e-3, "peak learning rate of AdamW", low=0.0)
     batch: int = param(8, "rows of one optimiser step", low=1)
     micro_batch: int = param(32, "rows of one forward pass; larger batches accumulate", low=1)

@@ -57,7 +57,7 @@ class Trial:
 def check_search(search: StrengthSearch, erase: Tuning, data: Dialogues) -> list[Rung]:
     """The rungs, or BadInput for what can be seen before a model is loaded."""
     rungs = rungs_of(search.ladder)
-    if erase.epochs or erase.lr:
+    if erase.epochs or erase.lr or erase.steps:
         raise BadInput(
             "auto chooses erase.epochs and erase.lr itself: leave them out, or set search.ladder, "
             "or name another preset (--preset paper)"

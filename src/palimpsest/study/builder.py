@@ -1,0 +1,157 @@
+"""What makes the plan of a study grow: a step is added once, whoever needs it.
+
+A step's identity is the SHA-256 of its method, its parameters, the hash of the method's source module, its
+seed, and the identities of its inputs (a digest for models and data, an identity for earlier steps), of the
+wrappers that it asks through as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from palimpsest.checkpoint import resolve
+from palimpsest.data import load_dialogues
+from palimpsest.errors import BadInput
+from palimpsest.method import input_fields, settings_of
+from palimpsest.records import canonical_json
+from palimpsest.study.spec import MethodSpec, StudySpec, expanded, input_type
+from palimpsest.study.steps import Place, Plan, Step, Through
+
+
+def code_version(cls: type) -> str:
+    """SHA-256 of the source module of a method class."""
+    source = inspect.getsourcefile(cls)
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+
+
+def name_of(method: Any) -> str:
+    """The registered name of a method instance."""
+    info = getattr(method, "info", None)
+    return str(info.name) if info is not None else type(method).__name__
+
+
+class PlanBuilder:
+    """Steps, their names and identities; every `add` either finds the step already there or appends it."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        self.spec = spec
+        self.plan = Plan(spec)
+        self.digests: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+        self.data_digests: dict[tuple[str, ...], str] = {}
+
+    def add(
+        self,
+        kind: str,
+        name: str,
+        method: Any,
+        model: str,
+        seed: int,
+        given: MethodSpec | None,
+        *,
+        key_seed: int | None = None,
+        keys: str | None = None,
+        before: str | None = None,
+        inputs: dict[str, str] | None = None,
+        through: Sequence[Through] = (),
+    ) -> str:
+        """The id of the step that does this work."""
+        data = self.data_of(method, kind, given)
+        identity = {
+            "kind": kind,
+            **self._what(method, inputs or {}, data),
+            "seed": seed,
+            "key_seed": key_seed,
+            "model": self.identity(model),
+            "keys": keys,
+            "before": before,
+            "text": self._text_digest if kind == "measure" else None,
+            "through": [self._what(t.method, dict(t.inputs), t.data) for t in through],
+        }
+        id = hashlib.sha256(canonical_json(identity).encode()).hexdigest()
+        if id not in self.plan.steps:
+            self.names[id] = name
+            self.plan.steps[id] = Step(
+                id,
+                kind,
+                name,
+                name_of(method),
+                method,
+                model,
+                seed,
+                key_seed,
+                keys,
+                before,
+                tuple(sorted((inputs or {}).items())),
+                data,
+                tuple(through),
+            )
+        return id
+
+    def _what(self, method: Any, inputs: dict[str, str], data: tuple[str, ...]) -> dict[str, Any]:
+        """What a method does, as far as its results depend on it."""
+        return {
+            "method": name_of(method),
+            "parameters": settings_of(method),
+            "code": code_version(type(method)),
+            "inputs": {n: self.identity(r) for n, r in inputs.items()},
+            "data": self.data_digests[data] if data else None,
+        }
+
+    def data_of(self, method: Any, kind: str, given: MethodSpec | None) -> tuple[str, ...]:
+        """Names of the data sets a step reads; loaded once, so that a wrong file is found before the run."""
+        takes = [n for n in input_fields(type(method)) if input_type(type(method), n) == "Dialogues"]
+        if not takes and kind != "measure":
+            return ()
+        own = given.settings.get(takes[0]) if given is not None and takes else None
+        names = tuple(self.spec.data) if own is None else tuple([own] if isinstance(own, str) else own)
+        if names not in self.plan.data:
+            self.plan.data[names] = load_dialogues([expanded(n) for n in names])
+            self.data_digests[names] = self.plan.data[names].digest()
+        return names
+
+    @functools.cached_property
+    def _text_digest(self) -> str | None:
+        return hashlib.sha256(Path(expanded(self.spec.text)).read_bytes()).hexdigest() if self.spec.text else None
+
+    def add_model(self, id: str, path: str) -> str:
+        """The reference of a model that a study names; checked here. Raises BadInput."""
+        if id not in self.plan.models:
+            try:
+                found = resolve(expanded(path))
+            except BadInput as error:
+                raise BadInput(f"{self.spec.source}: models: {id}: {error}") from None
+            self.plan.models[id] = dataclasses.replace(found, name=id)
+            self.digests[f"model:{id}"] = found.digest()
+        return f"model:{id}"
+
+    def identity(self, reference: str) -> str:
+        """What a reference stands for: a model's digest, or the step itself."""
+        return self.digests.get(reference, reference)
+
+    def making(self, step: str, place: Place) -> None:
+        """Show what the step cost at a place."""
+        found = dataclasses.replace(place, step=step)
+        if found not in self.plan.makings:
+            self.plan.makings.append(found)
+
+    def measured(self, step: str, place: Place) -> None:
+        """Show the numbers of the step at a place."""
+        found = dataclasses.replace(place, step=step)
+        if found not in self.plan.places:
+            self.plan.places.append(found)
+
+    def name(self, reference: str) -> str:
+        """What people call a reference."""
+        return reference.removeprefix("model:") if reference.startswith("model:") else self.names[reference]
+
+    def note(self, line: str) -> None:
+        """Keep a remark for the report, once."""
+        if line not in self.plan.notes:
+            self.plan.notes.append(line)
