@@ -26,6 +26,7 @@ def evaluate(
     measure: Annotated[
         list[str] | None, typer.Option(help="A measure by name: see `palimpsest methods --kind measures`.")
     ] = None,
+    load_in: opt.LoadIn = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -48,6 +49,6 @@ def evaluate(
         data=data or (),
         keys=keys,
         measures=measure or (),
-        run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        run=opt.run_options(seed, device, threads, quiet, json, verbose, load_in),
     )
     show_result(result, json)

@@ -27,6 +27,7 @@ def verify(
     ] = None,
     rank: Annotated[bool, typer.Option("--rank/--no-rank", help="Rank the true responses among decoys.")] = True,
     require: Annotated[str | None, typer.Option(help="Exit with 1 unless the verdict is this word (owned).")] = None,
+    load_in: opt.LoadIn = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -52,7 +53,7 @@ def verify(
         alpha=alpha,
         against=against or (),
         rank=rank,
-        run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        run=opt.run_options(seed, device, threads, quiet, json, verbose, load_in),
     )
     show_result(result, json)
     if require is not None and not any(r.verdict == require for r in result.records):
