@@ -1,7 +1,9 @@
 """Loading a model with its linear layers quantised by bitsandbytes: the form in which a thief may serve it.
 
-int8    LLM.int8() (arXiv 2208.07339): weights by rows, activations by tokens; inputs above 6 are multiplied apart.
-nf4     QLoRA's NormalFloat4 (arXiv 2305.14314): blocks of 64, computed in the dtype that the model is loaded in.
+int8    LLM.int8() (arXiv 2208.07339): weights by rows after rounding to float16, activations by tokens; columns that
+        meet inputs above 6 are multiplied apart.
+nf4     QLoRA's NormalFloat4 (arXiv 2305.14314): blocks of 64, computed in the dtype that the model is loaded in, or,
+        on a CPU with bfloat16 units, in bfloat16.
 
 Embeddings, norms and the output head stay as they are stored. The library is the optional extra `quant`.
 """
@@ -9,6 +11,7 @@ Embeddings, norms and the output head stay as they are stored. The library is th
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -35,9 +38,10 @@ def check_load_in(form: str | None) -> None:
 
 def loading_options(checkpoint: Checkpoint, form: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What `from_pretrained` takes to quantise while it reads. Raises BadInput for a model that is quantised."""
+    check_load_in(form)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer which dtype it computes in
     from transformers import BitsAndBytesConfig
 
-    check_load_in(form)
     if checkpoint.config.get("quantization_config"):
         raise BadInput(f"{checkpoint.path}: is quantised already (quantization_config), so not --load-in {form}")
     if form == "int8":
