@@ -22,7 +22,7 @@ from palimpsest.merging.passes import CHUNK
 from palimpsest.merging.reading import STORED, Buffers, Files
 from palimpsest.merging.weights import Weights
 from palimpsest.method import Context, Made, method, param, takes
-from palimpsest.removals.tuning.meraser import PAPER_ERASE, strength_of
+from palimpsest.removals.tuning.meraser import PAPER_ERASE, STRENGTH_FILE, strength_of
 from palimpsest.removals.tuning.tuned import Watcher, distance, tuned, weights_beside
 from palimpsest.training.settings import Tuning
 
@@ -42,7 +42,9 @@ class SameDistance:
     like: Checkpoint | None = takes("the model that the removal's erase phase made of the same marked model")
     pairs: int = param(300, "clean pairs of an epoch: as many as the erase phase mismatched", low=1)
     parts: tuple[str, ...] = param(("erase",), "parts whose pairs are taken, in this order")
-    tuning: Tuning = param(PAPER_ERASE, "how the erase phase was trained; 0 epochs: as `like` says that it was")
+    tuning: Tuning = param(
+        PAPER_ERASE, "how the erase phase was trained, but for a strength that `like` says was found"
+    )
     tolerance: float = param(0.02, "relative difference of the norms that counts as reached", low=0.0, high=0.5)
     limit: float = param(10.0, "most steps, over those of the erase phase", low=0.01)
 
@@ -59,7 +61,8 @@ class SameDistance:
         target = apart(self.like, model)
         if target == 0:
             raise BadInput(f"clean-same-distance: {self.like.name} has the weights of {model.name}: no way to go")
-        found = strength_of(self.like) if self.tuning.epochs == 0 else None
+        searched = self.tuning.epochs == 0 or (self.like.path / STRENGTH_FILE).is_file()
+        found = strength_of(self.like) if searched else None
         tuning = self.tuning if found is None else replace(self.tuning, epochs=found.epochs, lr=found.lr)
         most = max(1, round(self.limit * tuning.epochs))
         warmup = tuning.warmup * tuning.epochs / most

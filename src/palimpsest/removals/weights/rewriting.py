@@ -152,7 +152,7 @@ def rewrite(
     lineage.write(out, model.chain(), method, parents)
     made = Checkpoint(out, out.name)
     record = Record(
-        "weights",
+        "weight-change",
         value=change.relative,
         model=made.name,
         chain=made.chain(),
