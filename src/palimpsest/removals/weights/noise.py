@@ -58,7 +58,8 @@ def gaussian(seed: int, tensor: str, first: int, count: int) -> Tensor:
     The inverse normal distribution function of one counter-based uniform draw a position, so at most 6.3.
     """
     uniform = torch.from_numpy((draws(seed, f"noise\0{tensor}", 0, first, count) + 0.5) / (1 << 32))
-    return torch.special.ndtri(uniform).float()
+    drawn: Tensor = torch.special.ndtri(uniform).float()
+    return drawn
 
 
 def _moments(chunk: Chunk) -> Tensor:

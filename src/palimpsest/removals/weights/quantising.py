@@ -50,7 +50,8 @@ def nf4_code() -> Tensor:
     positive = torch.special.ndtri(torch.linspace(outer, 0.5, 9, dtype=torch.float64)[:-1])
     negative = -torch.special.ndtri(torch.linspace(outer, 0.5, 8, dtype=torch.float64)[:-1])
     values = torch.cat([negative, torch.zeros(1, dtype=torch.float64), positive.flip(0)])
-    return (values / positive[0]).float()
+    code: Tensor = (values / positive[0]).float()
+    return code
 
 
 @functools.cache
