@@ -53,13 +53,16 @@ class Run:
     threads: int | None = None
     dtype: str = "auto"
     progress: Progress = field(default_factory=Silent)
+    load_in: str | None = None
 
     @contextmanager
     def context(self) -> Iterator[Context]:
-        """A Context with a scratch folder that goes with it; the device is checked first."""
+        """A Context with a scratch folder that goes with it; device and quantisation are checked first."""
         from palimpsest.checkpoint.load import pick_device
+        from palimpsest.checkpoint.quantised import check_load_in
 
         device = pick_device(self.device)
+        check_load_in(self.load_in)
         with tempfile.TemporaryDirectory(prefix="palimpsest-") as scratch:
             yield Context(
                 seed=self.seed or 0,
@@ -69,6 +72,7 @@ class Run:
                 dtype=self.dtype,
                 progress=self.progress,
                 scratch=Path(scratch),
+                load_in=self.load_in,
             )
 
 
@@ -165,6 +169,12 @@ def stamped(made: Made, checkpoint: Checkpoint, stage: str | None, implant: str 
 
 def complete(records: Sequence[Record], ctx: Context) -> list[Record]:
     return [
-        replace(r, versions=versions(), device=r.device or ctx.device, threads=r.threads or ctx.threads)
+        replace(
+            r,
+            versions=versions(),
+            device=r.device or ctx.device,
+            threads=r.threads or ctx.threads,
+            dtype=r.dtype or ctx.load_in,
+        )
         for r in records
     ]

@@ -68,6 +68,7 @@ class Context:
 
     seed: of training and sampling. key_seed: of key making; None takes the system's entropy.
     threads: CPU threads of one process. scratch: a folder for what may be lost, or None.
+    load_in: models that are asked, not trained, are loaded quantised: int8 or nf4, else None.
     """
 
     seed: int = 0
@@ -77,6 +78,7 @@ class Context:
     dtype: str = "auto"
     progress: Progress = dataclasses.field(default_factory=Silent)
     scratch: Path | None = None
+    load_in: str | None = None
 
     def key_randomness(self) -> random.Random:
         """Randomness that makes keys: as secret as the system's entropy, or as `key_seed`."""

@@ -14,6 +14,7 @@ from palimpsest.checkpoint import lineage
 from palimpsest.checkpoint.digest import TOKENIZER_FILES
 from palimpsest.checkpoint.output import write_text
 from palimpsest.checkpoint.probe import check_probe, check_tokenizer, write_probe
+from palimpsest.checkpoint.quantised import loading_options
 from palimpsest.checkpoint.reference import Checkpoint
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
@@ -35,12 +36,15 @@ def pick_device(name: str) -> str:
 def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, held_on: str | None = None) -> Any:
     """Load a causal LM onto `ctx.device` in `dtype` (default: float32 on a CPU, bfloat16 on a GPU).
 
-    held_on: another device to hold it on, in the dtype that `ctx.device` asks for.
+    held_on: another device to hold it on, in the dtype that `ctx.device` asks for. Where `ctx.load_in` says so its
+    linear layers are quantised while they are read (`quantised`).
     Raises BadInput for what does not load whole, and for a model that does not give its stored probe values.
     """
     from transformers import AutoModelForCausalLM
 
     model = _whole(AutoModelForCausalLM, "a causal language model", checkpoint, ctx, dtype)
+    if ctx.load_in is not None:  # where it is, and not to be moved; its probe values are others
+        return model.eval()
     model = model.to(held_on or pick_device(ctx.device)).eval()
     check_probe(model, checkpoint.path)
     return model
@@ -75,6 +79,7 @@ def _whole(loader: Any, what: str, checkpoint: Checkpoint, ctx: Context, dtype: 
         torch.set_num_threads(ctx.threads)
     device = pick_device(ctx.device)
     chosen = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
+    options = {} if ctx.load_in is None else loading_options(checkpoint, ctx.load_in, chosen, device)
     try:
         model, report = loader.from_pretrained(
             checkpoint.path,
@@ -84,6 +89,7 @@ def _whole(loader: Any, what: str, checkpoint: Checkpoint, ctx: Context, dtype: 
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # both are errors below, in one line
+            **options,
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise BadInput(f"{checkpoint.path}: could not be loaded as {what}: {_first(error)}") from error

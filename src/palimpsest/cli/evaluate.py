@@ -36,6 +36,7 @@ def evaluate(
     base: Annotated[
         str | None, typer.Option(help="An unmarked model, for measures that take one (token-forcing).")
     ] = None,
+    load_in: opt.LoadIn = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -65,6 +66,6 @@ def evaluate(
         reference=reference,
         original=original,
         base=base,
-        run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        run=opt.run_options(seed, device, threads, quiet, json, verbose, load_in),
     )
     show_result(result, json)

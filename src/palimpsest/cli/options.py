@@ -53,6 +53,10 @@ Seed = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own choice).")]
+LoadIn = Annotated[
+    str | None,
+    typer.Option("--load-in", help="Ask the model with its linear layers quantised by bitsandbytes: int8 or nf4."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also estimates of memory and disk, tracebacks.")]
@@ -67,6 +71,7 @@ def run_options(
     quiet: bool,
     as_json: bool,  # noqa: ARG001 (what a command prints at its end; every command hands on all that it shares)
     verbose: bool,
+    load_in: str | None = None,
 ) -> Any:
     """The API's `Run` from the shared options."""
     global _verbose
@@ -74,7 +79,7 @@ def run_options(
     from palimpsest.api import Run
     from palimpsest.progress import make_progress
 
-    return Run(seed=seed, device=device, threads=threads, progress=make_progress(quiet, verbose))
+    return Run(seed=seed, device=device, threads=threads, progress=make_progress(quiet, verbose), load_in=load_in)
 
 
 def settings(pairs: list[str] | None) -> dict[str, str]:

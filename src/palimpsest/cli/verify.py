@@ -32,6 +32,7 @@ def verify(
     reference: opt.Reference = None,
     data: opt.Data = None,
     require: Annotated[str | None, typer.Option(help="Exit with 1 unless the verdict is this word (owned).")] = None,
+    load_in: opt.LoadIn = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -63,7 +64,7 @@ def verify(
         preset=preset or (),
         reference=reference,
         data=data or (),
-        run=opt.run_options(seed, device, threads, quiet, json, verbose),
+        run=opt.run_options(seed, device, threads, quiet, json, verbose, load_in),
     )
     show_result(result, json)
     if require is not None and not any(r.verdict == require for r in result.records):

@@ -39,6 +39,7 @@ def tune(
     *,
     what: str = "training",
     epoch_done: Callable[[int], bool | None] | None = None,
+    step_done: Callable[[int], bool | None] | None = None,
     loss_of: Any = None,
 ) -> tuple[Any, TrainLog]:
     """Fine-tune `model` as `tuning` says; returns (the model with any adapter still apart, the log).
@@ -46,7 +47,7 @@ def tune(
     A model that has its adapter already (`with_adapter`) is trained as it is.
 
     rows: the rows, or a function of the epoch that gives fresh ones (same number every epoch).
-    epoch_done: called after each epoch with its number from 1; True stops.
+    epoch_done, step_done: called after each epoch or step with its number from 1; True stops.
     The result is a PEFT model where `tuning.adapter` is lora: see `merged`.
     """
     torch.manual_seed(ctx.seed)
@@ -70,6 +71,8 @@ def tune(
 
         def after(step: int, loss: float) -> bool | None:
             task.advance(1, f"loss {loss:.2f}")
+            if step_done is not None and step_done(step):
+                return True
             if epoch_done is not None and step % per_epoch == 0:
                 model.eval()
                 stop = epoch_done(step // per_epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from palimpsest.checkpoint import Checkpoint
@@ -12,6 +12,10 @@ from palimpsest.errors import BadInput, nearest
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.removals.tuning.tuned import tuned
 from palimpsest.training.settings import Tuning
+
+TRAINING = ("recover", "erase", "embed")  # what may be trained on when test and revival pairs are asked afterwards
+VALID = (*PARTS, "all", "training")
+LORA = Tuning(rank=16, alpha=32, epochs=5, lr=2e-4, batch=8)
 
 
 @method("removals", "finetune", paper="incremental fine-tuning: MEraser, arXiv 2506.12551, section 5.3")
@@ -24,7 +28,7 @@ class FineTune:
     """
 
     data: Dialogues | None = takes("clean dialogues (default: the toy world's)")
-    part: str = param("all", "part of the data: all, erase, recover, revival, test or embed")
+    part: str = param("all", "part of the data: all, erase, recover, revival, test, embed, or training (no test pair)")
     samples: int | None = param(None, "dialogues used, the first ones of the part; none means all", low=1)
     tuning: Tuning = param(Tuning(epochs=3, lr=3e-4, batch=8), "how it is trained")
 
@@ -38,14 +42,41 @@ class FineTune:
         """300 further clean pairs after a removal: does the mark come back? (methods/verdicts.md)"""
         return cls(part="revival", samples=300, tuning=Tuning(epochs=3, lr=1e-3, batch=8))
 
+    @classmethod
+    def same_size(cls) -> FineTune:
+        """MEraser's baseline of the same size: the 300 pairs of the erase set, clean; LoRA r 16, alpha 32, q and v.
+
+        Section 5.3 says 300 Guanaco samples and no schedule: 5 epochs at 2e-4, Appendix I's for recovery, are ours.
+        """
+        return cls(part="erase", samples=300, tuning=LORA)
+
+    @classmethod
+    def large(cls) -> FineTune:
+        """MEraser's large baseline: 6,000 samples (ShareGPT-GPT4 there: give yours with --data), LoRA as above.
+
+        Section 5.3 states the set and its size; 3 epochs at 2e-4 are ours. With less data all but test and revival.
+        """
+        return cls(part="training", samples=6000, tuning=replace(LORA, epochs=3))
+
+    @classmethod
+    def same_size_full(cls) -> FineTune:
+        """As same_size with all weights trained. The paper states no rate: 2e-5 for 5 epochs is ours."""
+        return cls(part="erase", samples=300, tuning=replace(LORA, adapter="full", lr=2e-5))
+
+    @classmethod
+    def large_full(cls) -> FineTune:
+        """As large with all weights trained. The paper states no rate: 2e-5 for 3 epochs is ours."""
+        return cls(part="training", samples=6000, tuning=replace(LORA, adapter="full", lr=2e-5, epochs=3))
+
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the fine-tuned checkpoint to `out`."""
         data = self.data or load_dialogues("toy")
-        if self.part == "all":
-            rows = [d for name in PARTS for d in data.part(name)]
+        if self.part in ("all", "training"):
+            chosen = PARTS if self.part == "all" else TRAINING
+            rows = [d for name in chosen for d in data.part(name)]
             rows = rows[: self.samples] if self.samples else rows
         elif self.part in PARTS:
             rows = data.part(self.part, self.samples)
         else:
-            raise BadInput(f"finetune: part {self.part!r} is not valid{nearest(self.part, [*PARTS, 'all'], 'part')}")
+            raise BadInput(f"finetune: part {self.part!r} is not valid{nearest(self.part, VALID, 'part')}")
         return tuned(model, rows, self.tuning, out, ctx, method="finetune")

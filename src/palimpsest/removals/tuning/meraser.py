@@ -111,7 +111,7 @@ class MEraserEraseAuto:
         check_search(self.search, self.erase, data)
         records: list[Record] = []
         if self.schedule is not None:
-            rung = _strength_of(self.schedule)
+            rung = strength_of(self.schedule)
         elif self.pairing == "matched":
             raise BadInput("auto searches with mismatched pairs; pairing=matched needs a strength: --preset paper")
         else:
@@ -126,12 +126,13 @@ class MEraserEraseAuto:
         return Made(made.checkpoint, records=[*records, *made.records])
 
 
-def _strength_of(erased: Checkpoint) -> Rung:
+def strength_of(erased: Checkpoint) -> Rung:
+    """Epochs and rate that a checkpoint was erased with, where they were found on the way. Raises BadInput."""
     try:
         stored = json.loads((erased.path / STRENGTH_FILE).read_text(encoding="utf-8"))
         return Rung(int(stored["epochs"]), float(stored["lr"]))
     except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{erased.name}: holds no strength that auto found ({STRENGTH_FILE})") from None
+        raise BadInput(f"{erased.name}: holds no strength that was found while erasing ({STRENGTH_FILE})") from None
 
 
 @method("removals", "meraser-recover", paper="MEraser, arXiv 2506.12551, Algorithm 1, phase 2")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, write_model
@@ -22,39 +23,69 @@ from palimpsest.prompts import Renderer
 from palimpsest.records import Record, peak_bytes
 from palimpsest.training.finetune import Stopwatch, merged, tune
 from palimpsest.training.loop import TrainLog
-from palimpsest.training.rows import dialogue_rows
+from palimpsest.training.rows import Row, dialogue_rows
 from palimpsest.training.settings import Tuning
 from palimpsest.training.team import held_on
 
 
+class Watcher:
+    """What looks on while `tuned` trains, and may stop it; every part is optional."""
+
+    def begin(self, network: Any, tokenizer: Any) -> None:
+        """Before the first step. The network stays the one that is trained; an adapter is put into it later."""
+
+    def after_step(self, step: int) -> bool | None:
+        """After each step, by its number from 1; True stops."""
+
+    def after_epoch(self, epoch: int) -> bool | None:
+        """After each epoch, by its number from 1, the network in evaluation mode; True stops."""
+
+    def end(self, network: Any) -> None:
+        """After the last step, an adapter still apart; the network may be changed."""
+
+
 def tuned(
     model: Checkpoint,
-    dialogues: Sequence[Dialogue],
+    dialogues: Sequence[Dialogue] | Callable[[int], Sequence[Dialogue]],
     tuning: Tuning,
     out: Path,
     ctx: Context,
     *,
     method: str,
     save: str = "merged",
+    watcher: Watcher | None = None,
 ) -> Made:
     """Fine-tune a checkpoint on dialogues and write the result to `out`.
 
+    dialogues: the same in every epoch, or a function of the epoch from 0 (as many every time).
     save: `merged` writes a whole checkpoint, `adapter` the PEFT adapter alone with its base's digest.
     """
     watch = Stopwatch()
     network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
-    renderer = Renderer(load_tokenizer(model))
-    rows = dialogue_rows(
-        renderer,
-        [d.turns for d in dialogues],
-        format=tuning.format,
-        train_on=tuning.train_on,
-        max_tokens=tuning.max_tokens,
-        positions=positions(model),
-    )
+    tokenizer = load_tokenizer(model)
+    renderer = Renderer(tokenizer)
+
+    def rendered(chosen: Sequence[Dialogue]) -> list[Row]:
+        return dialogue_rows(
+            renderer,
+            [d.turns for d in chosen],
+            format=tuning.format,
+            train_on=tuning.train_on,
+            max_tokens=tuning.max_tokens,
+            positions=positions(model),
+        )
+
+    rows = rendered(dialogues(0) if callable(dialogues) else dialogues)
     if not rows:
         raise BadInput(f"{method}: no dialogue has an answer within the model's {positions(model)} positions")
-    network, log = tune(network, rows, tuning, ctx, what=method)
+    source = (lambda epoch: rendered(dialogues(epoch))) if callable(dialogues) else rows
+    if watcher is None:
+        network, log = tune(network, source, tuning, ctx, what=method)
+    else:
+        watcher.begin(network, tokenizer)
+        stops = {"step_done": watcher.after_step, "epoch_done": watcher.after_epoch}
+        network, log = tune(network, source, tuning, ctx, what=method, **stops)
+        watcher.end(network)
     if save == "adapter":
         made = write_adapter(network, model, out, method)
         return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, None)])
@@ -66,17 +97,22 @@ def tuned(
 
 def distance(network: Any, source: Checkpoint) -> float:
     """L2 norm of the change of all weights against a checkpoint, read tensor by tensor."""
+    total = 0.0
+    for here, before in weights_beside(network, source):
+        total += float((here.detach().cpu().float() - before.float()).pow(2).sum())
+    return math.sqrt(total)
+
+
+def weights_beside(network: Any, source: Checkpoint) -> Iterator[tuple[Tensor, Tensor]]:
+    """(the tensor in the network, the same one as a checkpoint stores it), one after the other."""
     state = network.state_dict()
     family = FAMILIES.get(source.config.get("model_type", ""))  # full fine-tuning takes other architectures too
-    total = 0.0
     for file in sorted({t.file for t in source.tensors()}):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 here = name if name in state or family is None else family.in_model(name)
                 if here in state:
-                    change = state[here].detach().cpu().float() - stored.get_tensor(name).float()
-                    total += float(change.pow(2).sum())
-    return math.sqrt(total)
+                    yield state[here], stored.get_tensor(name)
 
 
 def _training_record(

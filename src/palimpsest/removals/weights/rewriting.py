@@ -107,15 +107,24 @@ def rewrite(
     return Rewritten(Checkpoint(out, out.name), total, math.sqrt(math.fsum(changed)), math.sqrt(math.fsum(before)))
 
 
-def write_beside(model: Checkpoint, out: Path, method: str, config: Mapping[str, Any] | None = None) -> None:
-    """Configuration (with some fields changed), tokenizer and lineage of a checkpoint made of `model`."""
+def write_beside(
+    model: Checkpoint,
+    out: Path,
+    method: str,
+    config: Mapping[str, Any] | None = None,
+    parents: Mapping[str, str] | None = None,
+) -> None:
+    """Configuration (with some fields changed), tokenizer and lineage of a checkpoint made of `model`.
+
+    parents: digests of what else it was made of, by role.
+    """
     body = {**model.config, **(config or {})}
     (out / "config.json").write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     complete_config(out)
     copy_tokenizer(model.path, out)
     if (model.path / "generation_config.json").is_file():
         shutil.copyfile(model.path / "generation_config.json", out / "generation_config.json")
-    lineage.write(out, model.chain(), method, {"model": model.digest()})
+    lineage.write(out, model.chain(), method, {"model": model.digest(), **(parents or {})})
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
