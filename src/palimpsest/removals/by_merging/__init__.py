@@ -1,0 +1,1 @@
+"""Removals by merging: the thief merges the marked model with others."""
