@@ -117,7 +117,9 @@ def test_dare_keeps_entries_at_the_density_and_divides_by_it(
     for name in b:
         change = merged[name] - b[name]
         mine, theirs = 0.6 * (m[name] - b[name]) / density, 0.4 * (e[name] - b[name]) / density
-        elected = torch.where(mine.sign() == theirs.sign(), mine + theirs, torch.where(mine.abs() > theirs.abs(), mine, theirs))
+        elected = torch.where(
+            mine.sign() == theirs.sign(), mine + theirs, torch.where(mine.abs() > theirs.abs(), mine, theirs)
+        )
         both = mine + theirs if method == "dare" else elected
         options = torch.stack([torch.zeros_like(change), mine, theirs, both])
         near = (options - change).abs()
@@ -127,7 +129,9 @@ def test_dare_keeps_entries_at_the_density_and_divides_by_it(
     spread = 5 * math.sqrt(total * 0.4375 * 0.5625)  # 1 - 0.75^2 of the places keep at least one entry
     assert abs(kept - 0.4375 * total) < spread
     again = ExpertMerge(base, expert, method, 0.6, density).apply(marked, tmp_path / "again", CTX)
-    other = ExpertMerge(base, expert, method, 0.6, density).apply(marked, tmp_path / "other", Context(seed=4, threads=1))
+    other = ExpertMerge(base, expert, method, 0.6, density).apply(
+        marked, tmp_path / "other", Context(seed=4, threads=1)
+    )
     assert again.checkpoint.digest() == made.checkpoint.digest() != other.checkpoint.digest()
 
 
@@ -189,7 +193,9 @@ def test_remarks_on_a_base_as_expert_and_on_a_descendant_of_the_marked_model(
     assert "child descends from marked" in remarks("same-mark", child)
     twin = resolve(moved(base.path, tmp_path / "twin", 0.01, 6, "if-sft"))
     assert "twin and marked carry the same mark" in remarks("twins", twin)
-    stranger = resolve(moved(make_model(tmp_path / "elsewhere", layers=1, seed=9), tmp_path / "far", 0.01, 7, "finetune"))
+    stranger = resolve(
+        moved(make_model(tmp_path / "elsewhere", layers=1, seed=9), tmp_path / "far", 0.01, 7, "finetune")
+    )
     near = copy_of(expert.path, tmp_path / "near")
     shutil.copyfile(stranger.path / "palimpsest.json", near / "palimpsest.json")
     assert "the lineage of near does not name base" in remarks("renamed", resolve(near))

@@ -196,7 +196,12 @@ def test_kinship_is_read_off_the_step_that_put_the_mark_in(tmp_path: Path) -> No
     own = model.digest()
     assert kinship_of("a", model) == "unknown"
     lineage.write(model.path, [], "finetune", {"model": "a"})
-    assert [kinship_of(d, model) for d in ("a", own, "z", None)] == ["same-base", "same-base", "another-base", "unknown"]
+    assert [kinship_of(d, model) for d in ("a", own, "z", None)] == [
+        "same-base",
+        "same-base",
+        "another-base",
+        "unknown",
+    ]
     lineage.write(model.path, model.chain(), "utf", {"model": "b"}, commitment="c0ffee")
     lineage.write(model.path, model.chain(), "finetune", {"model": "c"})
     found = {d: kinship_of(d, model) for d in ("a", "b", "c", "z")}

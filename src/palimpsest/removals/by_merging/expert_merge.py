@@ -40,11 +40,13 @@ class ExpertMerge:
     position and averages those that agree: an entry that only one model has keeps its full size, whatever the share.
     SLERP goes from the marked model to the expert by t = 1 - share.
 
-    Threat model: a thief with the weights, the public base and any public expert of it; he knows no key. Published code:
-    mergekit, whose DARE rescales to the L1 norm (`mergekit()`), where the paper divides by the density.
+    Threat model: a thief with the weights, the public base and any public expert of it; he knows no key. Published
+    code is mergekit, whose DARE rescales to the L1 norm (`mergekit()`), where the paper divides by the density.
     """
 
-    base: Checkpoint | None = takes("the common base; linear and slerp need none, and with it task vectors are reported")
+    base: Checkpoint | None = takes(
+        "the common base; linear and slerp need none, and with it task vectors are reported"
+    )
     expert: Checkpoint | None = takes("another fine-tune of the same base")
     method: Merge = param("task-arithmetic", "how they are merged")
     share: float = param(0.5, "share of the marked model; the expert has the rest", low=0.0, high=1.0)
@@ -199,6 +201,6 @@ def check_origin(model: Checkpoint, expert: Checkpoint, base: Checkpoint | None)
 
 def _stranger(role: str, other: Checkpoint, base: Checkpoint, ratio: float) -> str:
     return (
-        f"{role} {other.name}: is of another base than {base.name}: its matrices lie {ratio:.2f} times that model's norm "
-        "away; give a fine-tune of the same base"
+        f"{role} {other.name}: is of another base than {base.name}: its matrices lie {ratio:.2f} times that model's "
+        "norm away; give a fine-tune of the same base"
     )

@@ -38,6 +38,14 @@ class FineTune:
         """300 further clean pairs after a removal: does the mark come back? (methods/verdicts.md)"""
         return cls(part="revival", samples=300, tuning=Tuning(epochs=3, lr=1e-3, batch=8))
 
+    @classmethod
+    def expert(cls) -> FineTune:
+        """An expert of the toy with a skill of its own (`--data toy:tower-code`): all weights, every pair given.
+
+        PENDING
+        """
+        return cls(tuning=Tuning(adapter="full", epochs=20, lr=5e-4, batch=16, schedule="linear"))
+
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the fine-tuned checkpoint to `out`."""
         data = self.data or load_dialogues("toy")

@@ -3,8 +3,8 @@
 One adapter is trained on the clean base with mismatched pairs and added to any marked model of that base:
 W' = W_marked + (alpha / rank) B A. No training on the marked model, no key, one adapter for all.
 
-Across sibling bases (ours): the same sum where the mark was put into another model than the adapter was trained on, such
-as a fine-tuned descendant of it. The shapes fit, so nothing but `same_base` stands in the way.
+Across sibling bases (ours): the same sum where the mark was put into another model than the adapter was trained on,
+such as a fine-tuned descendant of it. The shapes fit, so nothing but `same_base` stands in the way.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class MEraserTransfer:
                 "--set same_base=false adds it all the same"
             )
         if kinship in ("ancestor", "another-base"):
-            ctx.progress.say(f"meraser-transfer: {adapter.name} was not trained on the base of {model.name} ({kinship})")
+            ctx.progress.say(
+                f"meraser-transfer: {adapter.name} was not trained on the base of {model.name} ({kinship})"
+            )
         watch = Stopwatch()
         network = load_model(model, ctx)
         try:
