@@ -227,9 +227,7 @@ def finetune(
     force: bool = False,
     run: Run = DEFAULT_RUN,
 ) -> Result:
-    """Fine-tune a model on dialogues (an expert); `out` is the checkpoint. For a `toy:SKILL` the toy has a preset."""
-    if preset is None and any(str(d).startswith("toy:") for d in data) and is_toy(resolve(model)):
-        preset = "expert"
+    """Fine-tune a model on dialogues (an expert); `out` is the checkpoint."""
     return remove("finetune", model, out, preset=preset, settings=settings, data=data, force=force, run=run)
 
 
