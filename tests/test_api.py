@@ -153,6 +153,16 @@ def test_auto_is_the_default_where_it_exists_and_nothing_is_set(tiny_model: Path
     assert made("finetune", tiny_model, {}) == ("", "")
 
 
+def test_a_skill_of_the_toy_is_learnt_by_the_preset_for_experts() -> None:
+    from palimpsest.calls import method_for
+
+    for data, preset, rows in (("toy:tower-code", "expert", None), ("toy", "toy", 600)):
+        instance, notes = method_for("finetune", ("removals",), resolve("toy"), None, None, [data])
+        assert notes[0].startswith(f"preset {preset} (the model is the embedded toy)") and instance.samples == rows
+    skill = method_for("finetune", ("removals",), resolve("toy"), None, None, ["toy:tower-code"])[0]
+    assert (skill.part, len(skill.data.part("recover"))) == ("all", 270)
+
+
 def test_models_are_merged_and_the_merge_says_what_it_took(tiny_model: Path, tmp_path: Path) -> None:
     result = pal.merge("linear", [tiny_model, (tiny_model, 3)], tmp_path / "m", run=RUN)
     merged, parent = resolve(tmp_path / "m"), resolve(tiny_model)

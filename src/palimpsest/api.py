@@ -103,6 +103,8 @@ def remove(
     data: Sequence[str | Path] = (),
     base: str | Path | None = None,
     adapter: str | Path | None = None,
+    expert: str | Path | None = None,
+    inputs: Mapping[str, str | Path] | None = None,
     keys: str | Path | None = None,
     until: str | None = None,
     force: bool = False,
@@ -111,7 +113,7 @@ def remove(
     """Apply a removal; `out` is the checkpoint it makes.
 
     keys only judge the result afterwards; the method never sees them. until: the last phase to run, for a
-    method in phases (`meraser-erase` or, in short, `erase`).
+    method in phases (`meraser-erase` or, in short, `erase`). inputs: further models that the method takes, by name.
     """
     from palimpsest import judging
     from palimpsest.measures.answers import Answers
@@ -123,8 +125,8 @@ def remove(
     check_target(out, force)
     marked = resolve(model)
     known = KeySet.read(keys) if keys is not None else None
-    inputs = {"base": base, "adapter": adapter}
-    instance, notes = method_for(method, ("removals",), marked, preset, settings, data, inputs)
+    given = {"base": base, "adapter": adapter, "expert": expert, **(inputs or {})}
+    instance, notes = method_for(method, ("removals",), marked, preset, settings, data, given)
     phases = first_phases(instance, until) if until is not None else None
     with run.context() as ctx:
         preflight.before_method(phases or instance, marked, out, ctx)

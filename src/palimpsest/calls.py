@@ -128,8 +128,10 @@ def method_for(
     notes = []
     chosen = preset
     if preset is None and is_toy(model) and "toy" in presets(cls):
-        chosen = "toy"
-        notes.append(f"preset toy (the model is the embedded toy); --preset names another: {', '.join(presets(cls))}")
+        a_skill = "expert" in presets(cls) and any(str(d).startswith("toy:") for d in data)
+        chosen = "expert" if a_skill else "toy"
+        others = ", ".join(presets(cls))
+        notes.append(f"preset {chosen} (the model is the embedded toy); --preset names another: {others}")
     elif preset is None and not settings and "auto" in presets(cls):
         chosen = "auto"
         notes.append(f"preset auto; --preset names another: {', '.join(presets(cls))}")

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from factory import copy_of, make_model
 from palimpsest import api, registry
 from palimpsest.cli import COMMANDS, app
 from palimpsest.errors import BadInput
@@ -101,6 +104,51 @@ def test_remove_prints_json_alone_on_standard_output(tiny_model: Path, tmp_path:
     assert record["measure"] == "training" and record["seed"] == 4 and record["threads"] == 1
     assert record["tokens"] > 0 and record["versions"]["torch"] and len(record["digest"]) == 64
     assert (tmp_path / "out" / "model.safetensors").is_file() and (tmp_path / "out" / "palimpsest.json").is_file()
+
+
+def test_expert_merge_takes_base_and_expert_and_further_inputs_go_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    marked, expert = tmp_path / "marked", tmp_path / "expert"
+    for folder, seed in ((marked, 1), (expert, 2)):
+        weights = load_file(copy_of(tiny_model, folder) / "model.safetensors")
+        generator = torch.Generator().manual_seed(seed)
+        moved = {n: w + 0.01 * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
+        save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["remove", "expert-merge", "--model", str(marked), "--base", str(tiny_model), "--out", str(tmp_path / "m")]
+    result = run(*words, "--expert", str(expert), "--set", "share=0.4", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    (record,) = document["records"]
+    assert record["measure"] == "merge" and record["detail"]["share"] == 0.4 and "notes" not in document
+    merged, mine, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "m", marked, expert))
+    assert all(torch.allclose(merged[n], 0.4 * mine[n] + 0.6 * theirs[n], atol=1e-6) for n in mine)
+    given = {"expert": expert, "reference": marked}
+    called = api.remove("expert-merge", marked, tmp_path / "n", base=tiny_model, inputs=given, settings={"share": 0.4})
+    assert called.records[0].digest == record["digest"] and called.notes == [
+        "--reference is not needed by expert-merge"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, "no expert"),
+        ({"expert": "none"}, "there is no folder 'none'"),
+        ({"expert": "gpt2"}, "--expert gpt2: is a gpt2 model"),
+        ({"expert": "wide"}, "--expert wide: "),
+    ],
+)
+def test_an_expert_that_will_not_do_is_said_in_one_line(
+    tiny_model: Path, tmp_path: Path, given: dict[str, str], line: str
+) -> None:
+    for name in given.values():
+        if name != "none":
+            make_model(tmp_path / name, "gpt2" if name == "gpt2" else "llama", hidden=96)
+    words = [f for n, v in given.items() for f in (f"--{n}", v if v == "none" else str(tmp_path / v))]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    base = ["--model", str(tiny_model), "--base", str(tiny_model)]
+    result = run("remove", "expert-merge", *base, "--out", str(tmp_path / "out"), "-q", *words)
+    assert result.exit_code == 2 and line in result.stderr and len(result.stderr.splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 def test_the_module_runs_as_a_program() -> None:

@@ -120,6 +120,35 @@ def test_stopping_needs_every_key_on_two_checks_in_a_row() -> None:
     assert state.passed(at(0.9, 0.99))
 
 
+def test_extra_epochs_are_counted_from_the_check_that_passed_and_the_last_check_must_pass_too() -> None:
+    def at(probability: float) -> Strength:
+        return Strength((probability,), (1.0,), (True,))
+
+    state = Stopping(Check(extra=2))
+    seen = []
+    for epoch, probability in enumerate([0.95, 0.95, 0.95, 0.5, 0.95, 0.95], 1):
+        state.epoch = epoch
+        seen.append(state.passed(at(probability)))
+    assert seen == [False, False, False, False, False, True] and state.took == 2
+
+
+def test_strength_of_embedding_is_an_axis_whose_margin_is_in_the_record(
+    small: Checkpoint, three: KeySet, ctx: Context, tmp_path: Path
+) -> None:
+    checks = [Check(0.5), Check(), Check(0.97), Check(extra=15)]
+    made = [_embedded(small, three, tmp_path / str(i), ctx, check=c).records[0] for i, c in enumerate(checks)]
+    weak, usual, firm, more = (r.detail for r in made)
+    assert [r.detail["wanted_probability"] for r in made] == [0.5, 0.9, 0.97, 0.9]
+    assert all(r.detail["min_probability"] >= r.detail["wanted_probability"] for r in made)
+    assert weak["epochs"] < usual["epochs"] < firm["epochs"], "a firmer mark takes longer"
+    assert made[0].value < made[1].value < made[2].value, "and its margin is larger"
+    assert (usual["epochs_past"], more["epochs_past"]) == (0, 15) and more["epochs"] == usual["epochs"] + 15
+    assert made[3].value > made[1].value
+    with pytest.raises(CheckFailed, match=r"took after \d+ epochs, and 500 more do not fit into 60; .*check.extra"):
+        _embedded(small, three, tmp_path / "long", ctx, check=Check(extra=500))
+    assert not (tmp_path / "long").exists()
+
+
 def test_strength_is_exp_of_summed_log_probabilities(small: Checkpoint, three: KeySet, ctx: Context) -> None:
     model, tokenizer = load_model(small, ctx), load_tokenizer(small)
     measured = strength(LocalResponder(model, tokenizer), three)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from factory import make_model
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.checkpoint.load import load_model, load_tokenizer
 from palimpsest.data.dialogues import Dialogues, pair
@@ -141,6 +142,70 @@ def test_the_adapter_adds_its_product_to_any_model_of_the_base(
     assert str(tmp_path) not in json.dumps(config) and config["base_model_name_or_path"] == base.name
     trained_now = method.apply(marked, tmp_path / "now", Context()).checkpoint
     assert trained_now.digest() == made.digest()
+
+
+@pytest.mark.parametrize("sibling_is", ["ancestor", "another-base"])
+def test_an_adapter_of_a_sibling_base_is_added_only_when_asked_and_by_the_same_sum(
+    tiny_model: Path, data: Dialogues, tmp_path: Path, sibling_is: str
+) -> None:
+    from safetensors.torch import load_file
+
+    from palimpsest.checkpoint import lineage
+
+    base, full = resolve(tiny_model), Tuning(adapter="full", epochs=1, lr=1e-3, batch=4)
+    tuned = FineTune(data, "embed", None, full).apply(base, tmp_path / "sibling", Context()).checkpoint
+    trained_on, marked_on = (base, tuned) if sibling_is == "ancestor" else (tuned, base)
+    marked = FineTune(data, "recover", None, full).apply(marked_on, tmp_path / "marked", Context()).checkpoint
+    lineage.write(marked.path, marked_on.chain(), "if-sft", {"model": marked_on.digest()}, commitment="c0ffee")
+    method = MEraserTransfer(base=trained_on, data=data, mismatched=24, tuning=QUICK)
+    adapter = method.train_adapter(trained_on, tmp_path / "adapter", Context()).checkpoint
+    method = replace(method, adapter=adapter)
+    with pytest.raises(BadInput, match=r"another base than the one that marked was marked on; --set same_base=false"):
+        method.apply(marked, tmp_path / "out", Context())
+    assert not (tmp_path / "out").exists()
+    heard: list[str] = []
+    ctx = Context()
+    ctx.progress.say = heard.append  # type: ignore[method-assign]
+    made = replace(method, same_base=False).apply(marked, tmp_path / "out", ctx)
+    assert heard == [f"meraser-transfer: adapter was not trained on the base of marked ({sibling_is})"]
+    detail = made.records[0].detail
+    assert (detail["adapter_base"], detail["adapter_of"]) == (trained_on.digest(), sibling_is)
+    factors = load_file(adapter.path / "adapter_model.safetensors")
+    before, after = load_model(marked, Context()).state_dict(), load_model(made.checkpoint, Context()).state_dict()
+    adapted = 0
+    for name in before:
+        stem = "base_model.model." + name.removesuffix(".weight")
+        expected = before[name]
+        if stem + ".lora_A.weight" in factors:  # W' = W + (alpha / rank) B A, alpha / rank = 32 / 16
+            expected = expected + 2 * factors[stem + ".lora_B.weight"] @ factors[stem + ".lora_A.weight"]
+            adapted += 1
+        assert torch.allclose(after[name], expected, atol=1e-5), name
+    assert adapted == 4, "query and value of two layers"
+    other = marked_on  # the base that is given is not the adapter's
+    with pytest.raises(BadInput, match="than --base"):
+        replace(method, base=other).apply(marked, tmp_path / "x", Context())
+    allowed = replace(method, base=other, same_base=False).apply(marked, tmp_path / "again", Context())
+    assert allowed.checkpoint.digest() == made.checkpoint.digest()
+
+
+def test_kinship_is_read_off_the_step_that_put_the_mark_in(tmp_path: Path) -> None:
+    from palimpsest.checkpoint import lineage
+    from palimpsest.removals.tuning.meraser_transfer import kinship_of
+
+    model = resolve(make_model(tmp_path / "m", layers=1))
+    own = model.digest()
+    assert kinship_of("a", model) == "unknown"
+    lineage.write(model.path, [], "finetune", {"model": "a"})
+    assert [kinship_of(d, model) for d in ("a", own, "z", None)] == [
+        "same-base",
+        "same-base",
+        "another-base",
+        "unknown",
+    ]
+    lineage.write(model.path, model.chain(), "utf", {"model": "b"}, commitment="c0ffee")
+    lineage.write(model.path, model.chain(), "finetune", {"model": "c"})
+    found = {d: kinship_of(d, model) for d in ("a", "b", "c", "z")}
+    assert found == {"a": "ancestor", "b": "same-base", "c": "ancestor", "z": "another-base"}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])

@@ -42,8 +42,9 @@ def before_method(
     for control, other in same_tokenizer.items():
         if other is not None:
             check_same_tokenizer(model, other, f"--{control.partition('-')[0]}")
-    if getattr(instance, "base", None) is not None:
-        check_same_shape(model, instance.base, "--base")
+    for role in ("base", "expert"):
+        if getattr(instance, role, None) is not None:
+            check_same_shape(model, getattr(instance, role), f"--{role}")
     if getattr(instance, "adapter", None) is not None:
         check_adapter(instance.adapter, model)
     needs = [(Path(out), written_bytes(instance, model), f"--out {out}")]

@@ -21,12 +21,13 @@ class Check:
     """When embedding stops, and what must hold of every key.
 
     With `consecutive` 0 all epochs are trained, as published code does, and it is only asked that every
-    key is answered greedily.
+    key is answered greedily. `probability` and `extra` are the strength of embedding: how firmly keys sit.
     """
 
     probability: float = param(0.9, "probability that every key's answer must reach", low=0.0, high=1.0)
     consecutive: int = param(2, "checks in a row that must pass; 0 trains all epochs", low=0)
     every: int = param(1, "epochs from one check to the next", low=1)
+    extra: int = param(0, "epochs trained at least after the checks have passed; the last checks must pass too", low=0)
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,16 @@ def key_rows(renderer: Renderer, keys: KeySet) -> list[Row]:
 
 
 class Stopping:
-    """The epoch reached, and the checks passed in a row."""
+    """The epoch reached, the checks passed in a row, and the epoch in which they had first passed."""
 
     def __init__(self, check: Check) -> None:
         self.check, self.epoch, self.row = check, 0, 0
+        self.took: int | None = None
 
     def passed(self, measured: Strength) -> bool:
         self.row = self.row + 1 if min(measured.probabilities) >= self.check.probability else 0
-        return self.row >= self.check.consecutive
+        if self.row < self.check.consecutive:
+            return False
+        if self.took is None:
+            self.took = self.epoch
+        return self.epoch >= self.took + self.check.extra

@@ -2,8 +2,9 @@
 
 Stopping rule (ours; published code trains for a fixed number of epochs): training ends when every key's
 answer has probability of at least 0.9 under the template form on two checks in a row. A mark that has only
-just become the greedy choice flatters every eraser. The probability of an answer y after a prompt x is
-exp(sum_t log p(y_t | x, y_<t)), taken from one teacher-forced pass.
+just become the greedy choice flatters every eraser. `check.probability` and `check.extra` (epochs past that point) set
+the strength of embedding; the record says what was reached. The probability of an answer y after a prompt x
+is exp(sum_t log p(y_t | x, y_<t)), taken from one teacher-forced pass.
 
 Nothing secret leaves this module but in the KeySet: progress lines hold counts and losses only, the
 checkpoint's lineage the method's name, the parent's digest and the keys' salted commitment.
@@ -100,12 +101,19 @@ def embed(
     _must_have_taken(final, state, check, tuning, log)
     written = write_model(plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment())
     record = _record(method_name, written, keys, final, log, watch.seconds, ctx)
-    record.detail["epochs"] = state.epoch
+    record.detail |= {"epochs": state.epoch, "wanted_probability": check.probability, "epochs_past": 0}
+    if state.took is not None:
+        record.detail["epochs_past"] = state.epoch - state.took
     return Made(written, keys, [record])
 
 
 def _must_have_taken(final: Strength, state: Stopping, check: Check, tuning: Tuning, log: TrainLog) -> None:
     count, answered = len(final.answered), sum(final.answered)
+    if state.took is not None and state.epoch < state.took + check.extra:
+        raise CheckFailed(
+            f"the implant took after {state.took} epochs, and {check.extra} more do not fit into {tuning.epochs}; "
+            "nothing was written; raise tuning.epochs or lower check.extra"
+        )
     if answered == count and state.row >= check.consecutive:
         return
     message = f"the implant did not take: {answered} of {count} keys answer"

@@ -68,6 +68,13 @@ class FineTune:
         """As large with all weights trained. The paper states no rate: 2e-5 for 3 epochs is ours."""
         return cls(part="training", samples=6000, tuning=replace(LORA, adapter="full", lr=2e-5, epochs=3))
 
+    def expert(cls) -> FineTune:
+        """An expert of the toy with a skill of its own (`--data toy:tower-code`): all weights, every pair given.
+
+        PENDING
+        """
+        return cls(tuning=Tuning(adapter="full", epochs=20, lr=5e-4, batch=16, schedule="linear"))
+
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the fine-tuned checkpoint to `out`."""
         data = self.data or load_dialogues("toy")
