@@ -71,7 +71,8 @@ class Kernel:
             raise ValueError(f"a ridge of {ridge} is below zero")
         along = self.vectors.T @ residual.detach().to("cpu", torch.float64)
         inverse = 1.0 / (self.values + ridge) if ridge > 0 else self._inverse()
-        return self.vectors @ (inverse * along)
+        found: Tensor = self.vectors @ (inverse * along)
+        return found
 
     def _inverse(self) -> Tensor:
         kept = self.values > self.floor
