@@ -69,7 +69,7 @@ COMPARISONS: dict[str, tuple[str, list[tuple[Set, int]]]] = {
         [((p, n), 3) for p in PAIRINGS for n in (100, 200, 300)],
     ),
     "erase, 4 sets of 300, after 1 epoch": ("erase", [((p, 300), 1) for p in PAIRINGS]),
-    "erase, 4 sets of 300, after 15 epochs": ("erase", [((p, 300), 15) for p in PAIRINGS]),
+    "erase, 4 sets of 300, after 5 epochs": ("erase", [((p, 300), 5) for p in PAIRINGS]),
 }
 Predictor = Callable[[Cell, str, Set], float]
 
@@ -157,7 +157,7 @@ def sets_table(cells: Sequence[Cell], side: str) -> str:
             for target in TARGETS:
                 row.append(spread([c.prediction(side, of, target, 1e-3)[0] for c in own], ".3g"))
             row.append(spread([-c.prediction(side, of, *PRIMARY)[1] for c in own]))
-            for setting, epoch in (("gentle", 3), ("erase", 15)):
+            for setting, epoch in (("gentle", 3), ("erase", 5)):
                 done = [c.outcome(side, setting, of, epoch) for c in own]
                 row.append(spread([d["drop"] for d in done]))
                 if side == "keys":
@@ -197,7 +197,7 @@ def predictors(shares: Sequence[float]) -> dict[str, Predictor]:
 
 def sensitivity_table(cells: Sequence[Cell], shares: Sequence[float], what: str) -> str:
     """Mean rho over all cells of every predictor, and of two that need no kernel."""
-    chosen = [n for n in COMPARISONS if n.startswith("gentle, 8") or n.endswith(("300, after 3 epochs", "15 epochs"))]
+    chosen = [n for n in COMPARISONS if n.startswith("gentle, 8") or n.endswith(("300, after 3 epochs", "5 epochs"))]
     rows = []
     for name, by in predictors(shares).items():
         row = [name]
@@ -217,7 +217,7 @@ def size_table(cells: Sequence[Cell]) -> str:
     """How far the predicted change is from the measured one: direction and size, medians over the cells."""
     rows = []
     for side in ("keys", "ordinary"):
-        for setting, epoch in (("gentle", 1), ("gentle", 3), ("erase", 1), ("erase", 15)):
+        for setting, epoch in (("gentle", 1), ("gentle", 3), ("erase", 1), ("erase", 5)):
             for pairing in PAIRINGS:
                 of = (pairing, 300)
                 done = [c.outcome(side, setting, of, epoch) for c in cells]
