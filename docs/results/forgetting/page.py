@@ -71,6 +71,11 @@ COMPARISONS: dict[str, tuple[str, list[tuple[Set, int]]]] = {
     "erase, 4 sets of 300, after 1 epoch": ("erase", [((p, 300), 1) for p in PAIRINGS]),
     "erase, 4 sets of 300, after 5 epochs": ("erase", [((p, 300), 5) for p in PAIRINGS]),
 }
+WRONG = PAIRINGS[:3]
+COMPARISONS |= {  # added after the fresh seeds were seen: is more told apart than right answers from wrong ones?
+    "gentle, 3 sets of 300 without clean, after 3 epochs": ("gentle", [((p, 300), 3) for p in WRONG]),
+    "erase, 3 sets of 300 without clean, after 5 epochs": ("erase", [((p, 300), 5) for p in WRONG]),
+}
 Predictor = Callable[[Cell, str, Set], float]
 
 
@@ -156,7 +161,7 @@ def sets_table(cells: Sequence[Cell], side: str) -> str:
             row = [mark, pairing, spread([c.residual(of) for c in own])]
             for target in TARGETS:
                 row.append(spread([c.prediction(side, of, target, 1e-3)[0] for c in own], ".3g"))
-            row.append(spread([-c.prediction(side, of, *PRIMARY)[1] for c in own]))
+            row.append(spread([-c.prediction(side, of, *PRIMARY)[1] for c in own], ".2g"))
             for setting, epoch in (("gentle", 3), ("erase", 5)):
                 done = [c.outcome(side, setting, of, epoch) for c in own]
                 row.append(spread([d["drop"] for d in done]))
@@ -169,14 +174,14 @@ def sets_table(cells: Sequence[Cell], side: str) -> str:
     return table([*head, "drop, gentle", *hits, "drop, erase", *full], rows)
 
 
-def correlation_table(cells: Sequence[Cell], side: str, what: str) -> str:
-    """Spearman's rho of the measure's default Delta with the outcome, a row a comparison."""
+def correlation_table(cells: Sequence[Cell], side: str, what: str, by: Predictor) -> str:
+    """Spearman's rho of a predictor with the outcome, a row a comparison."""
     marks = by_mark(cells)
     rows = []
     for name in COMPARISONS:
         row = [name]
         for own in marks.values():
-            rhos, p = correlations(own, side, name, delta(*PRIMARY), what)
+            rhos, p = correlations(own, side, name, by, what)
             row.append(f"{spread(rhos)} (p {shown_p(p)})")
         rows.append(row)
     return table(["comparison", *marks], rows)
@@ -247,10 +252,15 @@ def main() -> None:
     values = {
         "keys": sets_table(cells, "keys"),
         "ordinary": sets_table(cells, "ordinary"),
-        "rank_keys": correlation_table(cells, "keys", "drop"),
-        "rank_ordinary": correlation_table(cells, "ordinary", "drop"),
-        "rank_keys_squared": correlation_table(cells, "keys", "squared"),
-        "rank_ordinary_squared": correlation_table(cells, "ordinary", "squared"),
+        **{
+            f"rank_{side}{name}": correlation_table(cells, side, what, by)
+            for side in ("keys", "ordinary")
+            for name, what, by in (
+                ("", "drop", delta(*PRIMARY)),
+                ("_squared", "squared", delta(*PRIMARY)),
+                ("_residual", "drop", lambda cell, side, of: cell.residual(of)),
+            )
+        },
         "sensitivity": sensitivity_table(cells, shares, "drop"),
         "sizes": size_table(cells),
         "condition": f"{min(conditions):.3g} to {max(conditions):.3g}",
