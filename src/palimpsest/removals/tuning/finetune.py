@@ -68,6 +68,7 @@ class FineTune:
         """As large with all weights trained. The paper states no rate: 2e-5 for 3 epochs is ours."""
         return cls(part="training", samples=6000, tuning=replace(LORA, adapter="full", lr=2e-5, epochs=3))
 
+    @classmethod
     def expert(cls) -> FineTune:
         """An expert of the toy with a skill of its own (`--data toy:tower-code`): all weights, every pair given.
 
