@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class MethodSpec(BaseModel):
 class StudySpec(BaseModel):
     """A checked study. `alpha` is the false-claim rate of ownership claims; `text` a file of neutral text.
 
-    notes: what a reader must know, first of all what was tuned on which seeds. published: a CSV of published
+    notes: what a reader must know, first of all what was tuned on which seeds. published: CSVs of published
     numbers beside the recipes, shown beside ours. unrelated: a model with the same tokenizer that never saw
     these marks (the toy brings its own). experts: made of every target's base, and named by other methods' inputs.
     """
@@ -125,7 +126,7 @@ class StudySpec(BaseModel):
     measures: list[MethodSpec] = Field(min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     alpha: float = Field(default=1e-6, gt=0, lt=1)
-    published: str | None = None
+    published: list[str] = Field(default_factory=list)
     _source: str = PrivateAttr(default="study")
 
     @property
@@ -133,7 +134,7 @@ class StudySpec(BaseModel):
         """The file or recipe this was read from."""
         return self._source
 
-    @field_validator("notes", "data", "on", mode="before")
+    @field_validator("notes", "data", "on", "published", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -337,15 +338,16 @@ def input_type(cls: type, name: str) -> str:
     return next((t for t in ("Checkpoint", "Dialogues", "KeySet") if t in hint), hint)
 
 
-def published_rows(reference: str | None) -> list[dict[str, str]]:
-    """Rows of a CSV of published numbers beside the recipes (or by path); empty without a reference."""
-    if reference is None:
-        return []
+def published_rows(references: str | Sequence[str] | None) -> list[dict[str, str]]:
+    """Rows of CSV files of published numbers beside the recipes (or by path); empty without a reference."""
     import csv
 
-    path = next((p for p in (RECIPES / "published" / f"{reference}.csv", Path(reference)) if p.is_file()), None)
-    if path is None:
-        known = [p.stem for p in (RECIPES / "published").glob("*.csv")]
-        raise BadInput(f"published: there is no record {reference!r}{nearest(reference, known, 'record')}")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    rows: list[dict[str, str]] = []
+    for reference in [references] if isinstance(references, str) else references or ():
+        path = next((p for p in (RECIPES / "published" / f"{reference}.csv", Path(reference)) if p.is_file()), None)
+        if path is None:
+            known = [p.stem for p in (RECIPES / "published").glob("*.csv")]
+            raise BadInput(f"published: there is no record {reference!r}{nearest(reference, known, 'record')}")
+        with path.open(encoding="utf-8", newline="") as file:
+            rows += csv.DictReader(file)
+    return rows
