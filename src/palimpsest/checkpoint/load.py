@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def _whole(loader: Any, what: str, checkpoint: Checkpoint, ctx: Context, dtype: 
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    getLogger("bitsandbytes").setLevel("ERROR")  # which PEFT imports where it is; it tells of kernels and of every cast
     if checkpoint.is_adapter:
         raise BadInput(
             f"{checkpoint.name}: is an adapter, not a model; apply it to its base first "

@@ -11,7 +11,6 @@ Embeddings, norms and the output head stay as they are stored. The library is th
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -39,7 +38,6 @@ def check_load_in(form: str | None) -> None:
 def loading_options(checkpoint: Checkpoint, form: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """What `from_pretrained` takes to quantise while it reads. Raises BadInput for a model that is quantised."""
     check_load_in(form)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every layer which dtype it computes in
     from transformers import BitsAndBytesConfig
 
     if checkpoint.config.get("quantization_config"):
