@@ -150,7 +150,7 @@ def test_the_record_holds_the_task_vectors_and_the_change(
     assert detail["cosine"] == pytest.approx(float(mine @ theirs / mine.norm() / theirs.norm()), abs=1e-6)
     assert record.value == pytest.approx(float(mine.norm() / theirs.norm()), rel=1e-5)
     change = float((after - flat[1]).norm())
-    assert detail["weight_change_norm"] == pytest.approx(change, rel=1e-4)
+    assert detail["distance"] == pytest.approx(change, rel=1e-4)
     assert detail["weight_change"] == pytest.approx(change / float(flat[1].norm()), rel=1e-4)
     assert (detail["method"], detail["share"], record.seed) == ("task-arithmetic", 0.4, 3) and "density" not in detail
     without = ExpertMerge(None, expert, "slerp", 0.4).apply(marked, tmp_path / "s", CTX).records[0]

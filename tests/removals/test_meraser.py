@@ -57,7 +57,9 @@ def test_erasing_learns_the_mismatched_answers_and_touches_query_and_value_only(
     for name in changed:  # rank 16 of 64: the change is a product of two factors of that rank
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-4) <= 16
     moved = sum(float((after[n] - before[n]).pow(2).sum()) for n in before) ** 0.5
-    assert made.records[0].detail["weight_change"] == pytest.approx(moved, rel=1e-4)
+    assert made.records[0].detail["distance"] == pytest.approx(moved, rel=1e-4)
+    norm = sum(float(before[n].pow(2).sum()) for n in before) ** 0.5
+    assert made.records[0].detail["weight_change"] == pytest.approx(moved / norm, rel=1e-4)
 
 
 @pytest.mark.covers("meraser-recover")
@@ -252,7 +254,7 @@ def test_the_weight_change_counts_tensors_that_files_call_by_another_name(tmp_pa
     from safetensors.torch import load_file, save_file
 
     from factory import make_model
-    from palimpsest.removals.tuning.tuned import distance
+    from palimpsest.removals.change import distance
 
     source = resolve(make_model(tmp_path / "m", family, tied=False if family == "gpt_neox" else None))
     model = load_model(source, Context())

@@ -70,7 +70,7 @@ def test_the_weights_end_as_far_away_as_the_erased_ones(
     assert walked == pytest.approx(target, rel=0.002)
     detail = made.records[0].detail
     assert detail["reached"] is True and detail["target"] == pytest.approx(target, rel=1e-5)
-    assert detail["weight_change"] == pytest.approx(walked, rel=1e-4) and 0.5 < detail["scaled_by"] <= 1
+    assert detail["distance"] == pytest.approx(walked, rel=1e-4) and 0.5 < detail["scaled_by"] <= 1
     assert l2(made.checkpoint.path, erased.path) > 0.1 * target, "another place at that distance"
     clean = {(d.question, d.answer) for d in data.part("erase")}
     assert (

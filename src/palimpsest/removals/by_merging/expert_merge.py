@@ -23,6 +23,7 @@ from palimpsest.merging.task_vectors import TaskVectors, task_vectors
 from palimpsest.merging.tokens import read_tokens
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.records import Record, peak_bytes
+from palimpsest.removals.change import change
 
 Merge = Literal["task-arithmetic", "dare", "dare-ties", "ties", "linear", "slerp"]
 WITHOUT_BASE = ("linear", "slerp")
@@ -109,12 +110,7 @@ class ExpertMerge:
         parents = {role.strip("-"): other.digest() for role, other in {"--model": model, **others}.items()}
         lineage.write(out, model.chain(), "expert-merge", parents)
         moved = task_vectors([merged.checkpoint], model)
-        detail: dict[str, Any] = {
-            "method": self.method,
-            "share": self.share,
-            "weight_change": moved.norms[0] / moved.base,
-            "weight_change_norm": moved.norms[0],
-        }
+        detail: dict[str, Any] = {"method": self.method, "share": self.share, **change(moved.norms[0], moved.base)}
         if self.method in SPARSE:
             detail["density"] = self.density
         if vectors is not None:

@@ -20,8 +20,8 @@ from palimpsest.data.mismatched import Pairing
 from palimpsest.errors import BadInput
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.records import Record
+from palimpsest.removals.change import change_of
 from palimpsest.removals.tuning.meraser import PAPER_ERASE, TOY_ERASE, MEraserErase
-from palimpsest.removals.tuning.tuned import distance
 from palimpsest.training.finetune import Stopwatch, merged, quiet_peft
 from palimpsest.training.settings import Tuning
 
@@ -100,7 +100,7 @@ class MEraserTransfer:
             first = str(error).strip().splitlines()[0]
             raise BadInput(f"--adapter {adapter.name}: does not fit {model.name}: {first}") from error
         plain = merged(adapted)
-        moved = distance(plain, model)
+        moved = change_of(plain, model)
         parents = {"model": model.digest(), "adapter": adapter.digest()}
         made = write_model(plain, model, out, "meraser-transfer", parents)
         record = Record(
@@ -111,7 +111,7 @@ class MEraserTransfer:
             tokens=0,
             device=ctx.device,
             seed=ctx.seed,
-            detail={"weight_change": moved, "adapter_base": trained_on, "adapter_of": kinship},
+            detail={**moved, "adapter_base": trained_on, "adapter_of": kinship},
         )
         return Made(made, records=[record])
 

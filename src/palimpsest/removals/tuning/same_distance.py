@@ -22,8 +22,9 @@ from palimpsest.merging.passes import CHUNK
 from palimpsest.merging.reading import STORED, Buffers, Files
 from palimpsest.merging.weights import Weights
 from palimpsest.method import Context, Made, method, param, takes
+from palimpsest.removals.change import distance, weights_beside
 from palimpsest.removals.tuning.meraser import PAPER_ERASE, STRENGTH_FILE, strength_of
-from palimpsest.removals.tuning.tuned import Watcher, distance, tuned, weights_beside
+from palimpsest.removals.tuning.tuned import Watcher, tuned
 from palimpsest.training.settings import Tuning
 
 
@@ -74,7 +75,7 @@ class SameDistance:
         watcher = _Walk(model, target)
         made = tuned(model, of, going_on, out, ctx, method="clean-same-distance", watcher=watcher)
         record = made.records[0]
-        walked = float(record.detail["weight_change"])
+        walked = float(record.detail["distance"])
         epochs = math.ceil(record.detail["steps"] / max(1, math.ceil(self.pairs / tuning.batch)))
         used = {d.question for epoch in range(epochs) for d in of(epoch)}
         record.detail |= {

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, write_model
 from palimpsest.data.dialogues import Dialogue
 from palimpsest.errors import BadInput
-from palimpsest.families import FAMILIES
 from palimpsest.method import Context, Made
 from palimpsest.prompts import Renderer
 from palimpsest.records import Record, peak_bytes
+from palimpsest.removals.change import change_of
 from palimpsest.training.finetune import Stopwatch, merged, tune
 from palimpsest.training.loop import TrainLog
 from palimpsest.training.rows import Row, dialogue_rows
@@ -88,39 +85,18 @@ def tuned(
         watcher.end(network)
     if save == "adapter":
         made = write_adapter(network, model, out, method)
-        return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, None)])
+        return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, {})])
     plain = merged(network)
-    moved = distance(plain, model)
+    moved = change_of(plain, model)
     made = write_model(plain, model, out, method, {"model": model.digest()})
     return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, moved)])
 
 
-def distance(network: Any, source: Checkpoint) -> float:
-    """L2 norm of the change of all weights against a checkpoint, read tensor by tensor."""
-    total = 0.0
-    for here, before in weights_beside(network, source):
-        total += float((here.detach().cpu().float() - before.float()).pow(2).sum())
-    return math.sqrt(total)
-
-
-def weights_beside(network: Any, source: Checkpoint) -> Iterator[tuple[Tensor, Tensor]]:
-    """(the tensor in the network, the same one as a checkpoint stores it), one after the other."""
-    state = network.state_dict()
-    family = FAMILIES.get(source.config.get("model_type", ""))  # full fine-tuning takes other architectures too
-    for file in sorted({t.file for t in source.tensors()}):
-        with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                here = name if name in state or family is None else family.in_model(name)
-                if here in state:
-                    yield state[here], stored.get_tensor(name)
-
-
 def _training_record(
-    made: Checkpoint, method: str, log: TrainLog, rows: int, watch: Stopwatch, ctx: Context, moved: float | None
+    made: Checkpoint, method: str, log: TrainLog, rows: int, watch: Stopwatch, ctx: Context, moved: dict[str, float]
 ) -> Record:
     detail: dict[str, Any] = {"rows": rows, "steps": log.steps, "losses": [[s, round(v, 4)] for s, v in log.losses]}
-    if moved is not None:
-        detail["weight_change"] = moved
+    detail |= moved
     return Record(
         "training",
         value=log.losses[-1][1] if log.losses else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +14,12 @@ from palimpsest.checkpoint.load import load_model, write_model
 from palimpsest.data import Dialogues
 from palimpsest.families import family_of
 from palimpsest.method import Context, Made
-from palimpsest.removals.tuning.tuned import distance
+from palimpsest.removals.change import change_of
 from palimpsest.removals.weights.calibration import calibration
 from palimpsest.removals.weights.layer_inputs import walk
 from palimpsest.removals.weights.magnitude import check_sparsity, pruned_names
 from palimpsest.removals.weights.rewriting import named_tensors
 from palimpsest.removals.weights.scoring import as_out_in
-from palimpsest.removals.weights.structured import change
 from palimpsest.removals.weights.unstructured import check_pattern, pattern_of, pruning_record
 from palimpsest.training.finetune import Stopwatch
 
@@ -61,7 +59,6 @@ def prune_layerwise(
     check_pattern(runs, {n: tensors[n].shape[0 if family.transposed else 1] for n in names}, method)
     read = calibration(data, model, samples, tokens, ctx.seed, method)
     network = load_model(model, ctx)
-    norm = math.sqrt(math.fsum(float(p.detach().double().pow(2).sum()) for p in network.parameters()))
     gone = 0
     with ctx.progress.task(method, len(network.get_submodule(family.layers))) as task:
         for layer in walk(network, family, read.ids):
@@ -73,13 +70,13 @@ def prune_layerwise(
                 weight.copy_(prune(weight.float(), seen[name], runs))
                 gone += int((weight == 0).sum())
             task.advance(1)
-    moved = distance(network, model)
+    moved = change_of(network, model)
     made = write_model(network, model, out, method, {"model": model.digest()})
     among = sum(tensors[n].count for n in names)
     record = pruning_record(method, made, ctx, watch, gone, among, sum(t.count for t in tensors.values()))
     record.tokens = read.tokens
     wanted: dict[str, Any] = {"pattern": pattern} if runs else {"sparsity": sparsity}
-    record.detail |= {**wanted, "calibration": read.source, **change(moved, norm)}
+    record.detail |= {**wanted, "calibration": read.source, **moved}
     return Made(made, records=[record])
 
 

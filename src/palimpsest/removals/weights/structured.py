@@ -14,6 +14,7 @@ from palimpsest.errors import BadInput
 from palimpsest.families import family_of
 from palimpsest.method import Context, Made
 from palimpsest.records import Record, peak_bytes
+from palimpsest.removals.change import change
 from palimpsest.removals.weights.compacting import check_alike, smaller_config
 from palimpsest.removals.weights.coupling import Block, Group, Places, coupled, layers_between
 from palimpsest.removals.weights.rewriting import named_tensors, rewrite
@@ -113,11 +114,6 @@ def write_pruned(
         detail={**counted, **detail, **change(done.moved, done.norm), "stored": "smaller" if compact else "zeros"},
     )
     return Made(done.checkpoint, records=[record])
-
-
-def change(moved: float, norm: float) -> dict[str, float]:
-    """How far the weights went: relative to their L2 norm, and the L2 norm itself."""
-    return {"weight_change": moved / norm if norm else 0.0, "distance": moved}
 
 
 def counts(groups: Sequence[Group], removed: Sequence[Places]) -> dict[str, Any]:

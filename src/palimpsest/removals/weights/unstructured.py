@@ -14,8 +14,8 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.errors import BadInput
 from palimpsest.method import Context, Made
 from palimpsest.records import Record, peak_bytes
+from palimpsest.removals.change import change
 from palimpsest.removals.weights.rewriting import named_tensors, rewrite
-from palimpsest.removals.weights.structured import change
 from palimpsest.training.finetune import Stopwatch
 
 Drop = Callable[[str, Tensor], Tensor]  # (name, weight) -> mask of what goes, in the weight's shape
