@@ -244,7 +244,7 @@ def test_constraints_of_every_cell_are_pass_fail_or_a_number(finished: StudyResu
     erased, hushed, merged = of("fake-eraser"), of("hush"), of("averaging")
     assert erased["utility"].verdict == "pass" and erased["utility"].value == pytest.approx(1.0)
     assert "perplexity on neutral text is 1.05 times" in str(erased["utility"].reason)
-    assert erased["cost"].verdict == "not-known" and "900 tokens trained" in str(erased["cost"].reason)
+    assert erased["cost"].verdict == "not-known" and "900 tokens read" in str(erased["cost"].reason)
     assert hushed["cost"].verdict == "pass" and hushed["utility"].verdict == "pass"
     assert (hushed["latency"].value, hushed["latency"].verdict) == (2.0, "fail")
     assert hushed["divergence"].value == 0.25 and hushed["divergence"].verdict is None

@@ -55,7 +55,7 @@ def _placed(record: Record, place: Place, names: dict[str, str]) -> Record:
 
 
 def _cost(done: dict[str, Any], place: Place, names: dict[str, str]) -> Record:
-    """What a step cost: seconds, tokens trained, peak memory; for an implant also what is public of its keys."""
+    """What a step cost: seconds, tokens read (training, calibration), peak memory; what is public of its keys."""
     record = Record(
         "cost",
         value=done["seconds"],

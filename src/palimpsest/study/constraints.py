@@ -62,9 +62,9 @@ def _utility(utility: Utility | None, perplexity_ratio: float | None) -> dict[st
 def _cost(rows: Sequence[Record], base_tokens: int | None) -> dict[str, Any]:
     tokens = sum(r.tokens or 0 for r in rows if r.measure == "cost")
     if tokens and base_tokens is None:
-        return _field("cost", None, None, f"{tokens:,} tokens trained; those of training the base are not known")
+        return _field("cost", None, None, f"{tokens:,} tokens read; those of training the base are not known")
     share = tokens / base_tokens if base_tokens else 0.0
-    of = f"{base_tokens:,} of the base's training" if tokens else "nothing is trained"
+    of = f"{base_tokens:,} of the base's training" if tokens else "nothing is read"
     return _field("cost", share, share < COST_LIMIT, f"{tokens:,} tokens, {of}; limit {100 * COST_LIMIT:g} %")
 
 

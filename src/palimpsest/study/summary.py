@@ -34,7 +34,7 @@ HEADINGS = {
     "divergence": "divergence",
     "latency": "time a token",
     "seconds": "wall time",
-    "tokens": "tokens trained",
+    "tokens": "tokens read",
     "samples": "samples",
     "memory": "peak memory",
     "published": "published",

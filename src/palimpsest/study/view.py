@@ -70,7 +70,8 @@ def legend() -> list[str]:
     return [
         f"Hits: keys that answer as the mark would; {form_note()}. Median rank of the true responses among decoys.",
         f"Threat model: utility kept is at least {100 * UTILITY_GATE:g} % and perplexity on neutral text at most "
-        f"{PERPLEXITY_GATE:g} times the marked model's; tokens trained are below {100 * COST_LIMIT:g} % of those of "
+        f"{PERPLEXITY_GATE:g} times the marked model's; tokens read (for training or calibration) are below "
+        f"{100 * COST_LIMIT:g} % of those of "
         f"training the base (MEraser, section 3); time a token is at most {LATENCY_LIMIT:g} times the marked model's "
         "(a limit of ours). For samples, changed answers and divergence no paper gives a limit: they are numbers "
         "without a verdict.",

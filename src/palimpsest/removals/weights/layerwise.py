@@ -76,7 +76,7 @@ def prune_layerwise(
     record = pruning_record(method, made, ctx, watch, gone, among, sum(t.count for t in tensors.values()))
     record.tokens = read.tokens
     wanted: dict[str, Any] = {"pattern": pattern} if runs else {"sparsity": sparsity}
-    record.detail |= {**wanted, "calibration": read.source, **moved}
+    record.detail |= {**wanted, "calibration": read.source, "rows": len(read.ids), **moved}
     return Made(made, records=[record])
 
 

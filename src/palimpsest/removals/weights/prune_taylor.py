@@ -76,7 +76,13 @@ class PruneTaylor:
         network = load_model(model, ctx, "float32")
         removed = self._rounds(network, groups, read.ids, family_of(model.config).transposed, ctx)
         del network
-        detail = {"units": "coupled", "scope": self.scope, "importance": self.importance, "calibration": read.source}
+        detail = {
+            "units": "coupled",
+            "scope": self.scope,
+            "importance": self.importance,
+            "calibration": read.source,
+            "rows": len(read.ids),
+        }
         return write_pruned(
             model,
             out,
