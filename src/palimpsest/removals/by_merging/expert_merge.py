@@ -143,7 +143,7 @@ class ExpertMerge:
         found = []
         if self.base is not None:
             if expert.digest() == self.base.digest():
-                found.append(f"{expert.name} is the base itself: its task vector is zero, so the mark is only shrunk")
+                found.append(f"{expert.name} is the base itself: its task vector is zero")
             elif named(expert) and self.base.digest() not in named(expert):
                 found.append(f"the lineage of {expert.name} does not name {self.base.name} as an ancestor")
             if model.digest() == self.base.digest():

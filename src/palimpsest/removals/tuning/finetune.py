@@ -72,7 +72,8 @@ class FineTune:
     def expert(cls) -> FineTune:
         """An expert of the toy with a skill of its own (`--data toy:tower-code`): all weights, every pair given.
 
-        PENDING
+        Tuned on development seed 100: 210 of 210 items of tower-code (the base 29 of 200), 2.33 neutral perplexity for
+        2.16; half the epochs at twice the rate cost more of it (2.48), three fifths of the rate learnt less (203).
         """
         return cls(tuning=Tuning(adapter="full", epochs=20, lr=5e-4, batch=16, schedule="linear"))
 
