@@ -1,0 +1,108 @@
+"""Write README.md of this folder: `python page.py`. findings.md names its numbers, and they come from the records.
+
+The summaries are `summary.csv` of the folders that the studies wrote. What stands in double braces is a column of one
+removal, a value a seed: `{{TABLE | IMPLANT | REMOVAL | COLUMN}}`, with `control:NAME` after the removal for one of its
+controls, and `-` for no removal. `{{verdicts TABLE | IMPLANT}}` is a table of all removals of a mark; `{{grid TABLE |
+IMPLANT | SWEEP | COLUMN}}` one of a sweep's points.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SIZES = {"if-sft": 8, "utf": 32, "hashchain": 10}
+SEEDS = ("1", "2", "3")
+Row = dict[str, str]
+
+
+def rows(table: str) -> list[Row]:
+    """Rows of a study's summary."""
+    with (HERE.parent / f"meraser-{table}" / "summary.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def found(table: str, implant: str, removal: str) -> list[Row]:
+    """The rows of one removal of one mark, one a seed in their order."""
+    name, _, control = removal.partition(" control:")
+    wanted = {"implant": implant, "removal": "" if name == "-" else name, "control": control}
+    some = [r for r in rows(table) if all(r[k] == v for k, v in wanted.items())]
+    some.sort(key=lambda r: int(r["seed"]))
+    if tuple(r["seed"] for r in some) != SEEDS:
+        raise LookupError(f"not one row a seed: {table}, {wanted}")
+    return some
+
+
+def shown(values: list[str], column: str) -> str:
+    """Values a seed, one alone where all are the same."""
+    if not any(values):
+        return "–"
+    if column in ("utility", "answers_as_before", "answers_right", "answers_changed"):
+        values = [f"{100 * float(v):.0f} %" if v else "–" for v in values]
+    elif column == "verdict":
+        values = list(values)
+    else:
+        values = [f"{float(v):.3g}" if v else "–" for v in values]
+    return values[0] if len(set(values)) == 1 else ", ".join(values)
+
+
+def numbers(table: str, implant: str, removal: str, column: str) -> str:
+    """One column of one removal."""
+    text = shown([r[column] for r in found(table, implant, removal)], column)
+    return f"{text} of {SIZES[implant]}" if column.startswith("hits") else text
+
+
+def verdicts(table: str, implant: str) -> str:
+    """All removals of one mark: verdict, hits in two forms, rank, utility, neutral perplexity, constraints."""
+    all_rows = [r for r in rows(table) if r["implant"] == implant and r["seed"] == SEEDS[0]]
+    sweeps = re.compile(r"\w+=")
+    lines = [
+        f"| {implant}, {SIZES[implant]} keys | verdict | template | answer begun | median rank | utility | neutral PPL |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in all_rows:
+        if sweeps.search(row["removal"]):
+            continue
+        name = row["removal"] or "-"
+        asked = f"{name} control:{row['control']}" if row["control"] else name
+        cells = found(table, implant, asked)
+        titles = {"": name if name != "-" else "no removal"}
+        title = titles.get(row["control"], f"*control: {row['control']}*")
+        columns = ("verdict", "hits_template", "hits_prefilled", "rank", "utility", "perplexity_neutral")
+        if name == "-":
+            cells = [{**c, "verdict": ""} for c in cells]
+        lines.append(f"| {title} | " + " | ".join(shown([c[k] for c in cells], k) for k in columns) + " |")
+    return "\n".join(lines)
+
+
+def grid(table: str, implant: str, sweep: str, column: str) -> str:
+    """One column of every point of a sweep, a point a row."""
+    names = dict.fromkeys(r["removal"] for r in rows(table) if r["implant"] == implant)
+    points = [n for n in names if n.startswith(f"{sweep} ") and "=" in n]
+    if not points:
+        raise LookupError(f"{table} has no sweep {sweep!r}")
+    lines = [f"| {implant} | {column.replace('_', ' ')}, a value a seed |", "|---|---|"]
+    lines += [f"| {n.removeprefix(sweep + ' ')} | {numbers(table, implant, n, column)} |" for n in points]
+    return "\n".join(lines)
+
+
+def filled(match: re.Match[str]) -> str:
+    """What stands in the place of one pair of braces."""
+    first, *rest = (part.strip() for part in match.group(1).split("|"))
+    if first.startswith("verdicts "):
+        return verdicts(first.removeprefix("verdicts "), *rest)
+    if first.startswith("grid "):
+        return grid(first.removeprefix("grid "), *rest)
+    return numbers(first, *rest)
+
+
+def main() -> None:
+    """Write README.md."""
+    text = (HERE / "findings.md").read_text(encoding="utf-8")
+    (HERE / "README.md").write_text(re.sub(r"\{\{(.+?)\}\}", filled, text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
