@@ -43,8 +43,9 @@ def before_method(
         if other is not None:
             check_same_tokenizer(model, other, f"--{control.partition('-')[0]}")
     for role in ("base", "expert"):
-        if getattr(instance, role, None) is not None:
-            check_same_shape(model, getattr(instance, role), f"--{role}")
+        other = getattr(instance, role, None)
+        if isinstance(other, Checkpoint):  # a preset may have the name too
+            check_same_shape(model, other, f"--{role}")
     if getattr(instance, "adapter", None) is not None:
         check_adapter(instance.adapter, model)
     needs = [(Path(out), written_bytes(instance, model), f"--out {out}")]
