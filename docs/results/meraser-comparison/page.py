@@ -2,7 +2,7 @@
 
 The summaries are `summary.csv` of the folders that the studies wrote. What stands in double braces is a column of one
 removal, a value a seed: `{{TABLE | IMPLANT | REMOVAL | COLUMN}}`, with `control:NAME` after the removal for one of its
-controls, and `-` for no removal. `{{verdicts TABLE | IMPLANT}}` is a table of all removals of a mark; `{{grid TABLE |
+controls, and `-` for no removal. `{{matrix TABLE}}` is a table of all removals and marks; `{{grid TABLE |
 IMPLANT | SWEEP | COLUMN}}` one of a sweep's points.
 """
 
@@ -41,9 +41,7 @@ def shown(values: list[str], column: str) -> str:
         return "–"
     if column in ("utility", "answers_as_before", "answers_right", "answers_changed"):
         values = [f"{100 * float(v):.0f} %" if v else "–" for v in values]
-    elif column == "verdict":
-        values = list(values)
-    else:
+    elif column != "verdict":
         values = [f"{float(v):.3g}" if v else "–" for v in values]
     return values[0] if len(set(values)) == 1 else ", ".join(values)
 
@@ -54,26 +52,27 @@ def numbers(table: str, implant: str, removal: str, column: str) -> str:
     return f"{text} of {SIZES[implant]}" if column.startswith("hits") else text
 
 
-def verdicts(table: str, implant: str) -> str:
-    """All removals of one mark: verdict, hits in two forms, rank, utility, neutral perplexity, constraints."""
-    all_rows = [r for r in rows(table) if r["implant"] == implant and r["seed"] == SEEDS[0]]
-    sweeps = re.compile(r"\w+=")
-    lines = [
-        f"| {implant}, {SIZES[implant]} keys | verdict | template | answer begun | median rank | utility | neutral PPL |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in all_rows:
-        if sweeps.search(row["removal"]):
-            continue
-        name = row["removal"] or "-"
-        asked = f"{name} control:{row['control']}" if row["control"] else name
-        cells = found(table, implant, asked)
-        titles = {"": name if name != "-" else "no removal"}
-        title = titles.get(row["control"], f"*control: {row['control']}*")
-        columns = ("verdict", "hits_template", "hits_prefilled", "rank", "utility", "perplexity_neutral")
-        if name == "-":
-            cells = [{**c, "verdict": ""} for c in cells]
-        lines.append(f"| {title} | " + " | ".join(shown([c[k] for c in cells], k) for k in columns) + " |")
+def matrix(table: str) -> str:
+    """All removals of a study but its sweeps: hits in the template form and verdict, a value a seed, by mark."""
+    marks = dict.fromkeys(r["implant"] for r in rows(table))
+    names = dict.fromkeys((r["removal"], r["control"]) for r in rows(table) if "=" not in r["removal"])
+    heads = " | ".join(f"{m}, hits of {SIZES[m]}" for m in marks)
+    lines = [f"| | {heads} | neutral PPL over the marked model's |", "|---" * (len(marks) + 2) + "|"]
+    for name, control in names:
+        cells, ratios = [], []
+        for mark in marks:
+            some = found(table, mark, f"{name or '-'}{f' control:{control}' if control else ''}")
+            cell = shown([r["hits_template"] for r in some], "hits_template")
+            cells.append(f"{cell}: {shown([r['verdict'] for r in some], 'verdict')}" if name else cell)
+            before = found(table, mark, "-")
+            ratios += [
+                float(r["perplexity_neutral"]) / float(b["perplexity_neutral"])
+                for r, b in zip(some, before, strict=True)
+                if r["perplexity_neutral"]
+            ]
+        title = f"*control of {name}: {control}*" if control else name or "no removal"
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios and name else "–"
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | {spread} |")
     return "\n".join(lines)
 
 
@@ -91,8 +90,8 @@ def grid(table: str, implant: str, sweep: str, column: str) -> str:
 def filled(match: re.Match[str]) -> str:
     """What stands in the place of one pair of braces."""
     first, *rest = (part.strip() for part in match.group(1).split("|"))
-    if first.startswith("verdicts "):
-        return verdicts(first.removeprefix("verdicts "), *rest)
+    if first.startswith("matrix "):
+        return matrix(first.removeprefix("matrix "))
     if first.startswith("grid "):
         return grid(first.removeprefix("grid "), *rest)
     return numbers(first, *rest)
