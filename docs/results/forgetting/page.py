@@ -7,6 +7,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,33 +90,43 @@ def signed(target: str, share: float) -> Predictor:
     return lambda cell, side, of: -cell.prediction(side, of, target, share)[1]
 
 
-def correlations(
-    cells: Sequence[Cell], side: str, comparison: str, by: Predictor, what: str
-) -> tuple[list[float], float]:
-    """Spearman's rho of each cell between prediction and outcome over the sets, and one p for their mean.
-
-    p: one-sided, share of permutations of each cell's sets, cells apart, whose mean rho is at least the one found;
-    all permutations for four sets, 20,000 drawn ones (the found one counted) for more.
-    """
+def ranked(cell: Cell, side: str, comparison: str, by: Predictor, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (see `standard`) of what was predicted and of what came, over the sets of a comparison."""
     setting, looked = COMPARISONS[comparison]
-    found, nulls = [], []
-    draw = np.random.default_rng(0)
-    for cell in cells:
-        guess = standard([by(cell, side, of) for of, _ in looked])
-        true = standard([cell.outcome(side, setting, of, epoch)[what] for of, epoch in looked])
-        found.append(float(guess @ true))
-        if len(looked) <= 4:
-            orders = np.array(list(itertools.permutations(range(len(looked)))))
-        else:
-            orders = np.array([draw.permutation(len(looked)) for _ in range(DRAWS)])
-        nulls.append(true[orders] @ guess)
-    total, eps = sum(found), 1e-9
-    if len(COMPARISONS[comparison][1]) <= 4:
+    guess = standard([by(cell, side, of) for of, _ in looked])
+    return guess, standard([cell.outcome(side, setting, of, epoch)[what] for of, epoch in looked])
+
+
+def rho(cell: Cell, side: str, comparison: str, by: Predictor, what: str) -> float:
+    """Spearman's rho of one cell over the sets of a comparison."""
+    guess, true = ranked(cell, side, comparison, by, what)
+    return float(guess @ true)
+
+
+@cache
+def orders(count: int, seed: int) -> np.ndarray:
+    """All permutations of up to four sets, else 20,000 drawn ones; (permutations, count)."""
+    if count <= 4:
+        return np.array(list(itertools.permutations(range(count))))
+    draw = np.random.default_rng(seed)
+    return np.array([draw.permutation(count) for _ in range(DRAWS)])
+
+
+def permutation_p(cells: Sequence[Cell], side: str, comparison: str, by: Predictor, what: str) -> float:
+    """One-sided p for the mean rho of the cells, when the sets of each are permuted apart from the other cells'.
+
+    Every combination of permutations for up to four sets; drawn ones, the order found counted with them, for more.
+    """
+    pairs = [ranked(cell, side, comparison, by, what) for cell in cells]
+    least = sum(float(guess @ true) for guess, true in pairs) - 1e-9
+    count = len(pairs[0][0])
+    nulls = [true[orders(count, place)] @ guess for place, (guess, true) in enumerate(pairs)]
+    if count <= 4:
         sums = np.zeros(1)
         for null in nulls:
             sums = (sums[:, None] + null[None, :]).ravel()
-        return found, float((sums >= total - eps).mean())
-    return found, float((1 + (sum(nulls) >= total - eps).sum()) / (1 + DRAWS))
+        return float((sums >= least).mean())
+    return float((1 + (sum(nulls) >= least).sum()) / (1 + DRAWS))
 
 
 def standard(values: Sequence[float]) -> np.ndarray:
@@ -181,8 +192,8 @@ def correlation_table(cells: Sequence[Cell], side: str, what: str, by: Predictor
     for name in COMPARISONS:
         row = [name]
         for own in marks.values():
-            rhos, p = correlations(own, side, name, by, what)
-            row.append(f"{spread(rhos)} (p {shown_p(p)})")
+            rhos = [rho(cell, side, name, by, what) for cell in own]
+            row.append(f"{spread(rhos)} (p {shown_p(permutation_p(own, side, name, by, what))})")
         rows.append(row)
     return table(["comparison", *marks], rows)
 
@@ -208,7 +219,7 @@ def sensitivity_table(cells: Sequence[Cell], shares: Sequence[float], what: str)
         row = [name]
         for side in ("keys", "ordinary"):
             for comparison in chosen:
-                row.append(f"{statistics.mean(correlations(cells_of(cells), side, comparison, by, what)[0]):.2f}")
+                row.append(f"{statistics.mean(rho(c, side, comparison, by, what) for c in cells):.2f}")
         rows.append(row)
     return table(["predictor", *(f"{side}: {name}" for side in ("keys", "ordinary") for name in chosen)], rows)
 
