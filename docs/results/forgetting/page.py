@@ -277,22 +277,42 @@ def told(cells: Sequence[Cell]) -> dict[str, str]:
         for setting, epoch in (("gentle", 1), ("gentle", 3), ("erase", 5)):
             true = [c.outcome(side, setting, (p, 300), epoch)["squared"] for c in cells for p in WRONG]
             ratio = statistics.median(a / b for a, b in zip(sizes, true, strict=True))
-            values[f"ratio_{setting}{epoch}_{side}"] = f"{ratio:.1g}"
+            values[f"ratio_{setting}{epoch}_{side}"] = f"{ratio:.2g}"
         count = {"keys": [c.predicted["keys", ("clean", 300)]["n"] for c in cells], "ordinary": [100] * len(cells)}[
             side
         ]
         each = [n for n in count for _ in WRONG]
-        values[f"root_{side}"] = f"{statistics.median((v / n) ** 0.5 for v, n in zip(sizes, each, strict=True)):.1g}"
+        values[f"root_{side}"] = f"{statistics.median((v / n) ** 0.5 for v, n in zip(sizes, each, strict=True)):.2g}"
         drops = [c.outcome(side, "erase", (p, 300), 5)["drop"] for c in cells for p in WRONG]
         values[f"drop_erase_{side}"] = f"{statistics.median(drops):.1f}"
         step = [c.outcome(side, "gentle", (p, 300), 1)["cosine"] for c in cells for p in PAIRINGS]
         values[f"cosine_rise_{side}"] = f"{statistics.median(v['rise'] for v in step):.2f}"
         values[f"cosine_certain_{side}"] = f"{statistics.median(v['certain'] for v in step):.2f}"
+    for setting, comparison in four.items():
+        for name, by in (("delta", default), ("residual", alone)):
+            found = [permutation_p(own, "keys", comparison, by, "drop") for own in by_mark(cells).values()]
+            values[f"p_{name}_{setting}"] = ", ".join(map(shown_p, found))
+    more = [
+        c.outcome("keys", "erase", (p, 300), 5)["drop"] > c.outcome("ordinary", "erase", (p, 300), 5)["drop"]
+        for c in cells
+        for p in WRONG
+    ]
+    for name, chosen in (("wrong", WRONG), ("clean", ("clean",))):
+        for mark, own in by_mark(cells).items():
+            done = [c.outcome("keys", "erase", (p, 300), 5) for c in own for p in chosen]
+            hits, asked = sum(d["hits"] for d in done), sum(d["of"] for d in done)
+            values[f"left_{name}_{mark.replace('-', '_')}"] = f"{hits} of {asked}"
+                f"{sum(d['hits'] for d in done)} of {sum(d['of'] for d in done)}"
+            )
+    values["keys_more"] = f"{sum(more)} of {len(more)}"
     twelve = "gentle, 12 sets of 100, 200 and 300, after 3 epochs"
     steps = "gentle, 8 sets of 100 and 300, after 38 or 39 steps"
     values["pairs_twelve"] = f"{statistics.mean(rho(c, 'keys', twelve, _pairs, 'drop') for c in cells):.2f}"
     values["delta_twelve"] = f"{statistics.mean(rho(c, 'keys', twelve, default, 'drop') for c in cells):.2f}"
     values["delta_steps"] = f"{statistics.mean(rho(c, 'keys', steps, default, 'drop') for c in cells):.2f}"
+    for name, by in (("signed", signed("certain", 0.1)), ("residual", alone)):
+        mean = statistics.mean(rho(c, "ordinary", steps, by, "drop") for c in cells)
+        values[f"{name}_steps_ordinary"] = f"{mean:.2f}"
     values["residual_steps"] = f"{statistics.mean(rho(c, 'keys', steps, alone, 'drop') for c in cells):.2f}"
     return values
 
