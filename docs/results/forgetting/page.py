@@ -302,8 +302,6 @@ def told(cells: Sequence[Cell]) -> dict[str, str]:
             done = [c.outcome("keys", "erase", (p, 300), 5) for c in own for p in chosen]
             hits, asked = sum(d["hits"] for d in done), sum(d["of"] for d in done)
             values[f"left_{name}_{mark.replace('-', '_')}"] = f"{hits} of {asked}"
-                f"{sum(d['hits'] for d in done)} of {sum(d['of'] for d in done)}"
-            )
     values["keys_more"] = f"{sum(more)} of {len(more)}"
     twelve = "gentle, 12 sets of 100, 200 and 300, after 3 epochs"
     steps = "gentle, 8 sets of 100 and 300, after 38 or 39 steps"
