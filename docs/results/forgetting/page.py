@@ -7,6 +7,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,33 +90,43 @@ def signed(target: str, share: float) -> Predictor:
     return lambda cell, side, of: -cell.prediction(side, of, target, share)[1]
 
 
-def correlations(
-    cells: Sequence[Cell], side: str, comparison: str, by: Predictor, what: str
-) -> tuple[list[float], float]:
-    """Spearman's rho of each cell between prediction and outcome over the sets, and one p for their mean.
-
-    p: one-sided, share of permutations of each cell's sets, cells apart, whose mean rho is at least the one found;
-    all permutations for four sets, 20,000 drawn ones (the found one counted) for more.
-    """
+def ranked(cell: Cell, side: str, comparison: str, by: Predictor, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks (see `standard`) of what was predicted and of what came, over the sets of a comparison."""
     setting, looked = COMPARISONS[comparison]
-    found, nulls = [], []
-    draw = np.random.default_rng(0)
-    for cell in cells:
-        guess = standard([by(cell, side, of) for of, _ in looked])
-        true = standard([cell.outcome(side, setting, of, epoch)[what] for of, epoch in looked])
-        found.append(float(guess @ true))
-        if len(looked) <= 4:
-            orders = np.array(list(itertools.permutations(range(len(looked)))))
-        else:
-            orders = np.array([draw.permutation(len(looked)) for _ in range(DRAWS)])
-        nulls.append(true[orders] @ guess)
-    total, eps = sum(found), 1e-9
-    if len(COMPARISONS[comparison][1]) <= 4:
+    guess = standard([by(cell, side, of) for of, _ in looked])
+    return guess, standard([cell.outcome(side, setting, of, epoch)[what] for of, epoch in looked])
+
+
+def rho(cell: Cell, side: str, comparison: str, by: Predictor, what: str) -> float:
+    """Spearman's rho of one cell over the sets of a comparison."""
+    guess, true = ranked(cell, side, comparison, by, what)
+    return float(guess @ true)
+
+
+@cache
+def orders(count: int, seed: int) -> np.ndarray:
+    """All permutations of up to four sets, else 20,000 drawn ones; (permutations, count)."""
+    if count <= 4:
+        return np.array(list(itertools.permutations(range(count))))
+    draw = np.random.default_rng(seed)
+    return np.array([draw.permutation(count) for _ in range(DRAWS)])
+
+
+def permutation_p(cells: Sequence[Cell], side: str, comparison: str, by: Predictor, what: str) -> float:
+    """One-sided p for the mean rho of the cells, when the sets of each are permuted apart from the other cells'.
+
+    Every combination of permutations for up to four sets; drawn ones, the order found counted with them, for more.
+    """
+    pairs = [ranked(cell, side, comparison, by, what) for cell in cells]
+    least = sum(float(guess @ true) for guess, true in pairs) - 1e-9
+    count = len(pairs[0][0])
+    nulls = [true[orders(count, place)] @ guess for place, (guess, true) in enumerate(pairs)]
+    if count <= 4:
         sums = np.zeros(1)
         for null in nulls:
             sums = (sums[:, None] + null[None, :]).ravel()
-        return found, float((sums >= total - eps).mean())
-    return found, float((1 + (sum(nulls) >= total - eps).sum()) / (1 + DRAWS))
+        return float((sums >= least).mean())
+    return float((1 + (sum(nulls) >= least).sum()) / (1 + DRAWS))
 
 
 def standard(values: Sequence[float]) -> np.ndarray:
@@ -181,8 +192,8 @@ def correlation_table(cells: Sequence[Cell], side: str, what: str, by: Predictor
     for name in COMPARISONS:
         row = [name]
         for own in marks.values():
-            rhos, p = correlations(own, side, name, by, what)
-            row.append(f"{spread(rhos)} (p {shown_p(p)})")
+            rhos = [rho(cell, side, name, by, what) for cell in own]
+            row.append(f"{spread(rhos)} (p {shown_p(permutation_p(own, side, name, by, what))})")
         rows.append(row)
     return table(["comparison", *marks], rows)
 
@@ -196,7 +207,7 @@ def predictors(shares: Sequence[float]) -> dict[str, Predictor]:
         for share in shares:
             found[f"predicted drop, {target}, λ {share:g}"] = signed(target, share)
     found["mean residual alone"] = lambda cell, side, of: cell.residual(of)
-    found["number of pairs alone"] = lambda cell, side, of: float(of[1])
+    found["number of pairs alone"] = _pairs
     return found
 
 
@@ -208,7 +219,7 @@ def sensitivity_table(cells: Sequence[Cell], shares: Sequence[float], what: str)
         row = [name]
         for side in ("keys", "ordinary"):
             for comparison in chosen:
-                row.append(f"{statistics.mean(correlations(cells_of(cells), side, comparison, by, what)[0]):.2f}")
+                row.append(f"{statistics.mean(rho(c, side, comparison, by, what) for c in cells):.2f}")
         rows.append(row)
     return table(["predictor", *(f"{side}: {name}" for side in ("keys", "ordinary") for name in chosen)], rows)
 
@@ -233,6 +244,79 @@ def size_table(cells: Sequence[Cell]) -> str:
                 rows.append([*row, f"{statistics.median(ratio):.3g}"])
     head = ["side", "after", "set of 300", "cosine, certain λ 1e-3", "cosine, rise λ 1e3"]
     return table([*head, "Δ predicted / measured"], rows)
+
+
+def told(cells: Sequence[Cell]) -> dict[str, str]:
+    """What reading.md speaks of, counted over the models."""
+    default, alone = delta(*PRIMARY), lambda cell, side, of: cell.residual(of)
+    four = {"gentle": "gentle, 4 sets of 300, after 3 epochs", "erase": "erase, 4 sets of 300, after 5 epochs"}
+    three = "erase, 3 sets of 300 without clean, after 5 epochs"
+    values: dict[str, str] = {}
+
+    def extreme(side: str, setting: str | None, pick: Callable[..., str], wanted: str) -> str:
+        """In how many models the set is the one with the least or largest value."""
+        count = 0
+        for c in cells:
+            if setting is None:
+                found = {p: c.prediction(side, (p, 300), *PRIMARY)[0] for p in PAIRINGS}
+            else:
+                epoch = {"gentle": 3, "erase": 5}[setting]
+                found = {p: c.outcome(side, setting, (p, 300), epoch)["drop"] for p in PAIRINGS}
+            count += pick(found, key=found.get) == wanted
+        return f"{count} of {len(cells)}"
+
+    for side in ("keys", "ordinary"):
+        for name, setting in (("predicted", None), ("gentle", "gentle"), ("erase", "erase")):
+            values[f"clean_least_{name}_{side}"] = extreme(side, setting, min, "clean")
+            values[f"random_most_{name}_{side}"] = extreme(side, setting, max, "random")
+        for name, comparison in (*four.items(), ("three", three)):
+            for what, by in (("delta", default), ("residual", alone)):
+                mean = statistics.mean(rho(c, side, comparison, by, "drop") for c in cells)
+                values[f"{what}_{name}_{side}"] = f"{mean:.2f}"
+        sizes = [c.prediction(side, (p, 300), *PRIMARY)[0] for c in cells for p in WRONG]
+        for setting, epoch in (("gentle", 1), ("gentle", 3), ("erase", 5)):
+            true = [c.outcome(side, setting, (p, 300), epoch)["squared"] for c in cells for p in WRONG]
+            ratio = statistics.median(a / b for a, b in zip(sizes, true, strict=True))
+            values[f"ratio_{setting}{epoch}_{side}"] = f"{ratio:.2g}"
+        count = {"keys": [c.predicted["keys", ("clean", 300)]["n"] for c in cells], "ordinary": [100] * len(cells)}[
+            side
+        ]
+        each = [n for n in count for _ in WRONG]
+        values[f"root_{side}"] = f"{statistics.median((v / n) ** 0.5 for v, n in zip(sizes, each, strict=True)):.2g}"
+        drops = [c.outcome(side, "erase", (p, 300), 5)["drop"] for c in cells for p in WRONG]
+        values[f"drop_erase_{side}"] = f"{statistics.median(drops):.1f}"
+        step = [c.outcome(side, "gentle", (p, 300), 1)["cosine"] for c in cells for p in PAIRINGS]
+        values[f"cosine_rise_{side}"] = f"{statistics.median(v['rise'] for v in step):.2f}"
+        values[f"cosine_certain_{side}"] = f"{statistics.median(v['certain'] for v in step):.2f}"
+    for setting, comparison in four.items():
+        for name, by in (("delta", default), ("residual", alone)):
+            found = [permutation_p(own, "keys", comparison, by, "drop") for own in by_mark(cells).values()]
+            values[f"p_{name}_{setting}"] = ", ".join(map(shown_p, found))
+    more = [
+        c.outcome("keys", "erase", (p, 300), 5)["drop"] > c.outcome("ordinary", "erase", (p, 300), 5)["drop"]
+        for c in cells
+        for p in WRONG
+    ]
+    for name, chosen in (("wrong", WRONG), ("clean", ("clean",))):
+        for mark, own in by_mark(cells).items():
+            done = [c.outcome("keys", "erase", (p, 300), 5) for c in own for p in chosen]
+            hits, asked = sum(d["hits"] for d in done), sum(d["of"] for d in done)
+            values[f"left_{name}_{mark.replace('-', '_')}"] = f"{hits} of {asked}"
+    values["keys_more"] = f"{sum(more)} of {len(more)}"
+    twelve = "gentle, 12 sets of 100, 200 and 300, after 3 epochs"
+    steps = "gentle, 8 sets of 100 and 300, after 38 or 39 steps"
+    values["pairs_twelve"] = f"{statistics.mean(rho(c, 'keys', twelve, _pairs, 'drop') for c in cells):.2f}"
+    values["delta_twelve"] = f"{statistics.mean(rho(c, 'keys', twelve, default, 'drop') for c in cells):.2f}"
+    values["delta_steps"] = f"{statistics.mean(rho(c, 'keys', steps, default, 'drop') for c in cells):.2f}"
+    for name, by in (("signed", signed("certain", 0.1)), ("residual", alone)):
+        mean = statistics.mean(rho(c, "ordinary", steps, by, "drop") for c in cells)
+        values[f"{name}_steps_ordinary"] = f"{mean:.2f}"
+    values["residual_steps"] = f"{statistics.mean(rho(c, 'keys', steps, alone, 'drop') for c in cells):.2f}"
+    return values
+
+
+def _pairs(cell: Cell, side: str, of: Set) -> float:
+    return float(of[1])
 
 
 def main() -> None:
@@ -267,6 +351,7 @@ def main() -> None:
         "kernel_seconds": f"{statistics.median(kernels):.0f}",
         "gentle_seconds": f"{statistics.median(runs['gentle']):.1f}",
         "erase_seconds": f"{statistics.median(runs['erase']):.1f}",
+        **told(cells),
         "cells": str(len(cells)),
         "seeds": ", ".join(str(s) for s in sorted({c.seed for c in cells})),
     }
