@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import pair
-from palimpsest.data.random_labels import ordinary_tokens, random_labels
+from palimpsest.data.random_labels import ordinary_tokens, random_answers, random_labels
 from palimpsest.errors import BadInput
 
 PAIRS = [pair(f"question {i}?", ("yes", "no", f"answer {i % 3}", "blue")[i % 4], "what", "en") for i in range(1200)]
@@ -48,3 +48,28 @@ def test_random_tokens_are_ordinary_ones_as_many_as_the_answer_has(tiny_model: P
         assert len(new.answer) <= count * max(len(tokenizer.decode([w])) for w in words)
         assert 1 <= len(tokenizer(new.answer, add_special_tokens=False).input_ids) <= count + 2
     assert drawn == random_labels(PAIRS[:200], "tokens", 1, tokenizer)
+
+
+# -- random words --
+
+ROWS = [pair(f"question {i}?", " ".join("abcdefgh"[(i + j) % 8] for j in range(1 + i % 4))) for i in range(40)]
+
+
+def test_every_word_is_another_word_of_the_sets_answers() -> None:
+    drawn = random_labels(ROWS, "words", 0)
+    assert drawn == random_answers(ROWS, 0)
+    words = {w for d in ROWS for w in d.answer.split()}
+    for true, wrong in zip(ROWS, drawn, strict=True):
+        assert wrong.question == true.question
+        assert len(wrong.answer.split()) == len(true.answer.split())
+        assert all(a != b and a in words for a, b in zip(wrong.answer.split(), true.answer.split(), strict=True))
+    assert {w for d in drawn for w in d.answer.split()} == words, "in 100 draws of 8 words each one comes up"
+
+
+def test_the_seed_decides() -> None:
+    assert random_answers(ROWS, 1) == random_answers(ROWS, 1) != random_answers(ROWS, 2)
+
+
+def test_one_word_alone_is_refused() -> None:
+    with pytest.raises(BadInput, match="these 2 answers have 1"):
+        random_answers([pair("q", "yes"), pair("r", "yes yes")], 0)

@@ -19,7 +19,7 @@ from palimpsest.checkpoint.load import positions
 from palimpsest.data import Dialogues
 from palimpsest.data.dialogues import Dialogue
 from palimpsest.data.mismatched import mismatch
-from palimpsest.data.random_answers import random_answers
+from palimpsest.data.random_labels import random_answers
 from palimpsest.errors import BadInput, nearest
 from palimpsest.families import family_of
 from palimpsest.measures.pair_gradients import Pair, mean_log_probs, tangent_kernels

@@ -23,7 +23,7 @@ class RandomLabelsErase:
 
     data: Dialogues | None = takes("dialogues whose questions are asked (default: the toy world's)")
     mismatched: int = param(300, "pairs with a random answer", low=2)
-    pairing: Labels = param("pool", "where answers come from: pool, tokens, or matched (their own)")
+    pairing: Labels = param("pool", "answers from: pool, tokens, words, or matched (their own)")
     tuning: Tuning = param(PAPER_ERASE, "how it is trained")
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
@@ -50,7 +50,7 @@ class RandomLabels:
     data: Dialogues | None = takes("dialogues for both phases (default: the toy world's)")
     mismatched: int = param(300, "pairs with a random answer in the erase phase", low=2)
     clean: int = param(600, "clean pairs of the recover phase", low=1)
-    pairing: Labels = param("pool", "where answers come from: pool, tokens, or matched (control clean-same-schedule)")
+    pairing: Labels = param("pool", "answers from: pool, tokens, words, or matched (control clean-same-schedule)")
     erase: Tuning = param(PAPER_ERASE, "how the erase phase is trained")
     recover: Tuning = param(PAPER_RECOVER, "how the recover phase is trained")
     choice: Choice = param("random", "clean pairs: random ones, or selected: those with the fewest flaws")

@@ -41,7 +41,7 @@ class SeamErase:
     data: Dialogues | None = takes("dialogues whose questions are asked (default: the toy world's)")
     schedule: Checkpoint | None = takes("a checkpoint erased by this method, whose epochs are taken")
     mismatched: int = param(300, "pairs with a random answer", low=2)
-    pairing: Labels = param("pool", "where answers come from: pool, tokens, or matched (which needs `schedule`)")
+    pairing: Labels = param("pool", "answers from: pool, tokens, words, or matched (which needs `schedule`)")
     judged: int = param(64, "clean pairs that accuracy is measured on, the last of the erase part", low=1)
     forgotten: float = param(0.2, "share of the accuracy above chance at which forgetting ends", low=0.0, high=1.0)
     tuning: Tuning = param(FORGET, "how it is trained; its epochs are the most there may be")
@@ -105,7 +105,7 @@ class Seam:
     data: Dialogues | None = takes("dialogues for both phases (default: the toy world's)")
     mismatched: int = param(300, "pairs with a random answer in the erase phase", low=2)
     clean: int = param(600, "clean pairs of the recover phase", low=1)
-    pairing: Labels = param("pool", "where answers come from: pool, tokens, or matched (control clean-same-schedule)")
+    pairing: Labels = param("pool", "answers from: pool, tokens, words, or matched (control clean-same-schedule)")
     judged: int = param(64, "clean pairs that accuracy is measured on, the last of the erase part", low=1)
     forgotten: float = param(0.2, "share of the accuracy above chance at which forgetting ends", low=0.0, high=1.0)
     recovered: float = param(
