@@ -89,7 +89,7 @@ class Forgetting:
         data = self.data or subject.dialogues
         rows = data.part("erase", self.pairs)
         limit = min(self.max_tokens, positions(subject.checkpoint) or sys.maxsize)
-        renderer = subject.responder.renderer
+        renderer = subject.scorer("forgetting").renderer
         sets = {p: rendered(renderer, fine_tuning_set(rows, p, ctx.seed), limit) for p in self.pairing}
         asked = self._asked(subject)
         tests = rendered(renderer, list(islice(data.part("test"), self.ordinary)), limit)
@@ -104,11 +104,11 @@ class Forgetting:
                 reached = 100 * count // of
 
             kernels = tangent_kernels(
-                subject.responder, [*asked, *tests], list(sets.values()), int(self.memory * GIGABYTE), done
+                subject.scorer("forgetting"), [*asked, *tests], list(sets.values()), int(self.memory * GIGABYTE), done
             )
         records = []
         for (pairing, tuned), (cross, kernel) in zip(sets.items(), kernels, strict=True):
-            residual = residual_of(self.target, mean_log_probs(subject.responder, tuned))
+            residual = residual_of(self.target, mean_log_probs(subject.scorer("forgetting"), tuned))
             solved = Kernel(kernel)
             ridge = self.lambda_ * solved.mean_diagonal
             facts = {"pairing": pairing, "pairs": len(tuned), "target": self.target, "data": data.name}
