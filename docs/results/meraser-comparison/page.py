@@ -82,7 +82,7 @@ def grid(table: str, implant: str, sweep: str, column: str) -> str:
     points = [n for n in names if n.startswith(f"{sweep} ") and "=" in n]
     if not points:
         raise LookupError(f"{table} has no sweep {sweep!r}")
-    lines = [f"| {implant} | {column.replace('_', ' ')}, a value a seed |", "|---|---|"]
+    lines = [f"| {implant}, {sweep} | {column.replace('_', ' ')}, a value a seed |", "|---|---|"]
     lines += [f"| {n.removeprefix(sweep + ' ')} | {numbers(table, implant, n, column)} |" for n in points]
     return "\n".join(lines)
 
