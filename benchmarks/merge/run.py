@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from measuring import machine, write  # noqa: E402
 
-METHODS = ("linear", "task-arithmetic", "slerp", "ties", "dare", "dare-ties", "della", "della-linear", "breadcrumbs",
-           "breadcrumbs-ties", "sce", "nuslerp", "multislerp", "karcher", "model-stock")  # fmt: skip
+METHODS = ("linear", "task-arithmetic", "slerp", "nuslerp", "multislerp", "karcher", "model-stock", "sce", "ties",
+           "dare", "dare-ties", "della", "della-linear", "breadcrumbs", "breadcrumbs-ties")  # fmt: skip
 GOALS = ("slerp", "ties", "dare", "della", "linear", "task-arithmetic")
 QUICK = ("slerp", "linear", "task-arithmetic")  # also against mergekit as most of its files have it, in bfloat16
 PAIRS = ("slerp", "nuslerp")  # take two models
