@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from palimpsest.responder import Generated, Responder, Wrapped
@@ -10,7 +11,7 @@ from palimpsest.responder.reading import PromptReader
 from palimpsest.responder.wrapped import Sampling
 
 
-class Refusing(Wrapped):
+class Refusing(Wrapped, ABC):
     """Answers with `reply` where `refused` says so. The tally counts `refused prompts`."""
 
     def __init__(self, inner: Responder, name: str, reply: str) -> None:
@@ -18,9 +19,9 @@ class Refusing(Wrapped):
         self.reply = reply
         self.reader = PromptReader(inner.renderer)
 
+    @abstractmethod
     def refused(self, prompts: Sequence[Ids]) -> list[bool]:
         """Whether each prompt gets the reply."""
-        raise NotImplementedError
 
     def rewritten(self, prompt: Ids) -> Ids:
         """What the inner responder is asked instead."""
