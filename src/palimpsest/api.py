@@ -129,7 +129,7 @@ def remove(
     instance, notes = method_for(method, ("removals",), marked, preset, settings, data, given)
     phases = first_phases(instance, until) if until is not None else None
     with run.context() as ctx:
-        preflight.before_method(phases or instance, marked, out, ctx)
+        preflight.before_method(phases or instance, marked, out, ctx, asked=known is not None or is_toy(marked))
         if known is not None:
             preflight.check_keys(known, marked, str(keys))
         with filled(out, force) as folder:

@@ -112,6 +112,18 @@ def test_too_little_memory_is_refused_before_loading(
     assert {p.name for p in tmp_path.iterdir()} == before
 
 
+def test_what_streams_the_weights_needs_no_memory_for_a_model_that_nobody_asks(
+    tiny_model: Path, rows: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_loading: None
+) -> None:
+    have(monkeypatch, 200 * KIB)
+    line = refused("remove", "magnitude", "--model", tiny_model, "--keys", keys, "--out", tmp_path / "asked")
+    assert "alone take" in line and not (tmp_path / "asked").exists()
+    assert "alone take" in refused("remove", "wanda", "--model", tiny_model, "--data", rows, "--out", tmp_path / "read")
+    done = run("remove", "magnitude", "--model", tiny_model, "--out", tmp_path / "streamed")
+    assert done.exit_code == 0, done.stderr
+    assert resolve(tmp_path / "streamed").digest() != resolve(tiny_model).digest()
+
+
 @pytest.mark.parametrize("name", [c for c in COMMANDS if c not in ("evaluate", "verify")])
 def test_too_little_disk_is_refused_before_loading(
     name: str,

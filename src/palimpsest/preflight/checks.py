@@ -16,18 +16,33 @@ from palimpsest.keys import KeySet
 from palimpsest.machine import in_words
 from palimpsest.method import Context
 from palimpsest.preflight.estimate import Estimate, estimate_memory, micro_rows
-from palimpsest.preflight.jobs import Job, jobs_of, phases_of, resume_bytes, stored_parameters, written_bytes
+from palimpsest.preflight.jobs import (
+    Job,
+    jobs_of,
+    loads_model,
+    phases_of,
+    resume_bytes,
+    stored_parameters,
+    written_bytes,
+)
 from palimpsest.training.settings import Tuning
 
 MARGIN = 1.05  # of disk space
 
 
 def before_method(
-    instance: Any, model: Checkpoint, out: Path, ctx: Context, same_tokenizer: Mapping[str, Checkpoint | None] = {}
+    instance: Any,
+    model: Checkpoint,
+    out: Path,
+    ctx: Context,
+    same_tokenizer: Mapping[str, Checkpoint | None] = {},
+    *,
+    asked: bool = True,
 ) -> None:
     """Before a method that writes a checkpoint: what it is, its family, memory of each phase, disk.
 
-    same_tokenizer: a control's name to the model that will be asked the same keys.
+    same_tokenizer: a control's name to the model that will be asked the same keys. asked: whether the result will be
+    measured; where it is not, a method that streams the weights needs no memory for a model.
     """
     whole_model(model)
     phases = phases_of(instance)
@@ -38,7 +53,8 @@ def before_method(
             say_cut(model, job, ctx)
             check_memory(job_estimate(trained_on, job, ctx.device), ctx, job)
     judged_on = "cpu" if machine.shards() > 1 else ctx.device  # a sharded model is judged where process 0 keeps it
-    check_memory(asking_estimate(model, judged_on), ctx)
+    if asked or any(loads_model(phase) for _, phase in phases):
+        check_memory(asking_estimate(model, judged_on), ctx)
     for control, other in same_tokenizer.items():
         if other is not None:
             check_same_tokenizer(model, other, f"--{control.partition('-')[0]}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.digest import TOKENIZER_FILES
+from palimpsest.method import input_fields
 from palimpsest.preflight.estimate import state_bytes
 from palimpsest.training.settings import Tuning
 
@@ -47,6 +48,11 @@ def phases_of(instance: Any) -> list[tuple[str, Any]]:
     if steps is None:
         return [(_name(instance), instance)]
     return list(steps() if callable(steps) else steps)
+
+
+def loads_model(instance: Any) -> bool:
+    """Whether a method holds the whole model: it trains, or runs data through it. All others stream the weights."""
+    return bool(jobs_of(instance)) or "data" in input_fields(type(instance))
 
 
 def _unused(instance: Any) -> bool:
