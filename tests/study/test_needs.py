@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +74,21 @@ def test_an_unrelated_model_of_another_vocabulary_is_refused(tmp_path: Path) -> 
     made = plan(parse_spec({**SPEC, "unrelated": str(other), "removals": ["none"]}))
     with pytest.raises(BadInput, match="unrelated unrelated: has another tokenizer"):
         check_needs(made, tmp_path, Context())
+
+
+@pytest.mark.parametrize(
+    ("removal", "said"),
+    [
+        ({"gri": {"keywords": False, "instruction": False}}, "gri: both stages are off"),
+        ({"cleangen": {"reference": "other"}}, "cleangen"),
+    ],
+)
+def test_a_wrapper_that_cannot_stand_around_the_model_is_refused(
+    removal: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    other = make_model(tmp_path / "other")
+    models = ["toy", {"id": "other", "path": str(other)}]
+    spec = {**SPEC, "models": models, "on": ["toy"], "removals": ["none", removal], "negatives": ["clean-base"]}
+    made = plan(parse_spec(spec))
+    with pytest.raises(BadInput, match=said):
+        needs_of(made)

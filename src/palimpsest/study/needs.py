@@ -43,7 +43,7 @@ class Needs:
 
 
 def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Needs:
-    """What the steps of a plan take that are not done in `store` yet. Raises BadInput for what cannot be trained."""
+    """What the steps of a plan take that are not done in `store` yet. Raises BadInput for what cannot run."""
     needs = Needs()
     seen: set[tuple[Any, ...]] = set()
     resume = 0
@@ -52,6 +52,7 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
             continue
         model = root_of(plan, step)
         whole_model(model)
+        _check_wrappers(plan, step, model)
         jobs: list[Job | None] = [None] if step.kind == "measure" else list(_jobs(step))
         for job in jobs:
             others = _others(plan, step) if job is None else ()
@@ -82,6 +83,14 @@ def check_needs(plan: Plan, out: Path, ctx: Context) -> None:
     if unrelated is not None and "unrelated-model" in plan.spec.negatives:
         for target in plan.spec.targets:
             check_same_tokenizer(plan.models[target.id], unrelated, "unrelated")
+
+
+def _check_wrappers(plan: Plan, step: Step, model: Checkpoint) -> None:
+    """BadInput where a wrapper cannot stand around a model: another vocabulary, settings that contradict."""
+    for wrapper in step.through:
+        if hasattr(wrapper.method, "check"):
+            inputs = {name: plan.models[_root_id(plan, ref)] for name, ref in wrapper.inputs}
+            dataclasses.replace(wrapper.method, **inputs).check(model)
 
 
 def _others(plan: Plan, step: Step) -> tuple[str, ...]:
