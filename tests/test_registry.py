@@ -51,6 +51,15 @@ class Nested:
         """Appendix I."""
         return cls()
 
+class HalfOf(Nested):
+    pass
+
+@method("removals", "inheriting-example", paper="1234.56789")
+@dataclass(frozen=True)
+class Inheriting(HalfOf):
+    """What it inherits is its own."""
+    more: int = param(3, "one more")
+
 @method("removals", "nested-phase", internal=True)
 @dataclass(frozen=True)
 class Phase:
@@ -162,6 +171,12 @@ def test_parameters_are_shown_with_the_defaults_that_the_method_gives_to_nested_
     assert shown["erase.epochs"].default == "40" and shown["erase.lr"].default == "0.0003"
     assert shown["erase.rank"].default == "16" and shown["erase.rank"].help == "LoRA rank"
     assert "erase" not in shown and entry.presets == {"paper": "Appendix I."}
+
+
+def test_parameters_and_presets_are_inherited(example_table: dict[str, registry.Entry]) -> None:
+    parent, child = (example_table[f"{name}-example"] for name in ("nested", "inheriting"))
+    assert [p.name for p in child.parameters] == [*(p.name for p in parent.parameters), "more"]
+    assert child.presets == parent.presets and child.summary == "What it inherits is its own."
 
 
 @pytest.mark.usefixtures("example_table")

@@ -122,9 +122,10 @@ class Measure(Protocol):
 def presets(cls: type) -> dict[str, Callable[[], Any]]:
     """The presets of a method class: its classmethods without arguments, by name."""
     found: dict[str, Callable[[], Any]] = {}
-    for name, value in vars(cls).items():
-        if isinstance(value, classmethod) and not name.startswith("_"):
-            found[name] = getattr(cls, name)
+    for owner in reversed(cls.__mro__):
+        for name, value in vars(owner).items():
+            if isinstance(value, classmethod) and not name.startswith("_"):
+                found[name] = getattr(cls, name)
     return found
 
 

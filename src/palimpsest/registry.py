@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from palimpsest.errors import BadInput, nearest
 from palimpsest.method import KINDS, spoken
 
 ROOT = Path(__file__).parent
+Classes: TypeAlias = dict[str, tuple[ast.ClassDef, dict[str, ast.expr]]]  # with the constants of its module
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,15 @@ def table() -> dict[str, Entry]:
     """All built-in methods by name, in the order of kinds and names; and plug-ins by entry point."""
     sources = [(path, path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))]
     trees = [(path, ast.parse(text)) for path, text in sources if "@method(" in text or "param(" in text]
-    classes = {n.name: n for _, tree in trees for n in tree.body if isinstance(n, ast.ClassDef)}
+    classes: Classes = {}
+    for _, tree in trees:
+        constants = _constants(tree)
+        classes |= {n.name: (n, constants) for n in tree.body if isinstance(n, ast.ClassDef)}
     found: list[Entry] = []
     for path, tree in trees:
-        constants = _constants(tree)
         for node in tree.body:
             if isinstance(node, ast.ClassDef):
-                entry = _entry(node, _module(path), classes, constants)
+                entry = _entry(node, _module(path), classes)
                 if entry is not None:
                     found.append(entry)
     for point in entry_points(group="palimpsest.methods"):
@@ -124,9 +127,7 @@ def _constants(tree: ast.Module) -> dict[str, ast.expr]:
     }
 
 
-def _entry(
-    node: ast.ClassDef, module: str, classes: dict[str, ast.ClassDef], constants: dict[str, ast.expr]
-) -> Entry | None:
+def _entry(node: ast.ClassDef, module: str, classes: Classes) -> Entry | None:
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
             kind, name = (ast.literal_eval(a) for a in decorator.args[:2])
@@ -140,15 +141,22 @@ def _entry(
                 module,
                 node.name,
                 options.get("internal", False),
-                tuple(_parameters(node, classes, constants)),
-                _presets(node),
+                tuple(_parameters(node.name, classes)),
+                _presets(node.name, classes),
             )
     return None
 
 
-def _presets(node: ast.ClassDef) -> dict[str, str]:
+def _line(name: str, classes: Classes) -> list[tuple[ast.ClassDef, dict[str, ast.expr]]]:
+    """A class after those that it inherits from, as far as they are the package's own."""
+    node, constants = classes[name]
+    bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+    return [known for base in bases for known in _line(base, classes)] + [(node, constants)]
+
+
+def _presets(name: str, classes: Classes) -> dict[str, str]:
     found = {}
-    for item in node.body:
+    for item in (item for node, _ in _line(name, classes) for item in node.body):
         if not isinstance(item, ast.FunctionDef) or item.name.startswith("_"):
             continue
         if any(getattr(d, "id", "") == "classmethod" for d in item.decorator_list):
@@ -157,16 +165,10 @@ def _presets(node: ast.ClassDef) -> dict[str, str]:
     return found
 
 
-def _parameters(
-    node: ast.ClassDef,
-    classes: dict[str, ast.ClassDef],
-    constants: dict[str, ast.expr],
-    prefix: str = "",
-    given: dict[str, str] | None = None,
-) -> list[Parameter]:
-    """Parameters in the order of the source; a nested dataclass gives its parts as dotted names."""
+def _parameters(cls: str, classes: Classes, prefix: str = "", given: dict[str, str] | None = None) -> list[Parameter]:
+    """Parameters, inherited ones first, in the order of the source; parts of a nested dataclass get dotted names."""
     found: list[Parameter] = []
-    for item in node.body:
+    for item, constants in ((item, constants) for node, constants in _line(cls, classes) for item in node.body):
         if not (isinstance(item, ast.AnnAssign) and isinstance(item.value, ast.Call)):
             continue
         call, name = item.value, prefix + spoken(getattr(item.target, "id", ""))
@@ -180,7 +182,7 @@ def _parameters(
                 default = constants.get(default.id, default)
             if hint in classes and isinstance(default, ast.Call):
                 parts = {k.arg: ast.unparse(k.value) for k in default.keywords if k.arg}
-                found.extend(_parameters(classes[hint], classes, constants, name + ".", parts))
+                found.extend(_parameters(hint, classes, name + ".", parts))
             else:
                 own = getattr(item.target, "id", "")
                 if hint == "tuple[float, ...]" and isinstance(default, ast.Tuple) and len(default.elts) == 1:
