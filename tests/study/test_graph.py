@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -104,3 +105,11 @@ def test_controls_of_auto_take_the_strength_that_the_run_found(tmp_path: Path, p
     assert run.inputs == ()
     wanted = (("schedule", run.id),) if preset == "auto" else ()
     assert [s.inputs for s in rest] == [wanted, wanted]
+
+
+def test_the_code_version_of_a_method_covers_what_it_inherits_from() -> None:
+    from palimpsest.removals.weights import by_magnitude, prune_l1
+
+    own, inherited = (Path(str(module.__file__)).read_bytes() for module in (prune_l1, by_magnitude))
+    assert builder.code_version(prune_l1.PruneL1) == hashlib.sha256(own + inherited).hexdigest()
+    assert builder.code_version(by_magnitude.ByMagnitude) == hashlib.sha256(inherited).hexdigest()

@@ -25,9 +25,11 @@ from palimpsest.study.steps import Place, Plan, Step, Through
 
 
 def code_version(cls: type) -> str:
-    """SHA-256 of the source module of a method class."""
-    source = inspect.getsourcefile(cls)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "unknown"
+    """SHA-256 of the source modules of a method class and of those that it inherits from."""
+    sources = dict.fromkeys(inspect.getsourcefile(c) for c in cls.__mro__ if c is not object)
+    if None in sources:
+        return "unknown"
+    return hashlib.sha256(b"".join(Path(s).read_bytes() for s in sources if s)).hexdigest()
 
 
 def name_of(method: Any) -> str:
