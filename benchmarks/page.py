@@ -92,8 +92,19 @@ def merging(result: dict[str, Any]) -> str:
                 seconds = [f"{m['cpu']:.1f} ({m['user']:.1f})" for m in (ours, theirs)]
                 shown = [f"{ratio['cpu']:.1f} ({ratio['user']:.1f})", f"{ratio['wall']:.1f}"]
                 memory = [f"{m['peak_growth'] / 2**20:,.0f}" for m in (ours, theirs)]
-                rows.append([case["size"], case["method"], case["models"], arithmetic, *seconds, *shown, *memory])
-    head = ["size", "method", "models", "mergekit computes in", "ours, CPU s (user)", "mergekit, CPU s (user)"]
+                rounds = len(case["contestants"]["ours"]["rounds"])
+                rows.append(
+                    [case["size"], case["method"], case["models"], arithmetic, rounds, *seconds, *shown, *memory]
+                )
+    head = [
+        "size",
+        "method",
+        "models",
+        "mergekit computes in",
+        "rounds",
+        "ours, CPU s (user)",
+        "mergekit, CPU s (user)",
+    ]
     return table([*head, "times, CPU (user)", "times, wall", "ours, MiB", "mergekit, MiB"], rows)
 
 
