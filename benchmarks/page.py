@@ -84,7 +84,7 @@ def bound(result: dict[str, Any]) -> str:
 def merging(result: dict[str, Any]) -> str:
     """CPU seconds, wall time and memory of merges against mergekit."""
     rows = []
-    for case in result["cases"]:
+    for case in sorted(result["cases"], key=lambda c: (c["size"], c["models"])):
         ours = case["contestants"]["ours"]["median"]
         for name, arithmetic in (("mergekit-float32", "float32"), ("mergekit-bfloat16", "bfloat16")):
             if name in case["contestants"]:
