@@ -19,6 +19,7 @@ __all__ = [
     "info",
     "list_methods",
     "merge",
+    "plan",
     "pretrain",
     "remove",
     "run_study",

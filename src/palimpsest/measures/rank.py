@@ -107,8 +107,8 @@ class Rank:
     """Rank of the true response by log-probability among decoys of the same generator, per key.
 
     p of one key = (1 + decoys at least as likely) / (1 + decoys); ties count against the claim. Keys are
-    combined by Fisher's method where responses were drawn independently; a many-to-one mark is one
-    observation, combined by a bound that holds under any dependence.
+    combined by Fisher's method where responses were drawn independently, its variance widened for the decoys that
+    they share (Brown 1975); a many-to-one mark is one observation, combined by a bound that holds under any dependence.
     """
 
     decoys: int = param(1000, "decoy responses ranked against (fewer where the generator has fewer)", low=1)
@@ -136,13 +136,14 @@ class Rank:
                 )
                 task.advance()
         p_values = [float(r["p"]) for r in rows]
-        combined = fisher_combination(p_values) if keys.distinct else dependent_combination(p_values)
+        shared = int(rows[0]["decoys"])  # all keys are ranked among the same decoys
+        combined = fisher_combination(p_values, shared) if keys.distinct else dependent_combination(p_values)
         return [
             subject.record(
                 "rank",
                 value=float(statistics.median(float(r["rank"]) for r in rows)),
                 n=len(rows),
                 prompt_form="template",
-                detail={"keys": rows, "p": combined, "decoys": rows[0]["decoys"], "independent": keys.distinct},
+                detail={"keys": rows, "p": combined, "decoys": shared, "independent": keys.distinct},
             )
         ]
