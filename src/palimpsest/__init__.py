@@ -17,6 +17,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "info",
+    "key_picture",
     "list_methods",
     "merge",
     "plan",

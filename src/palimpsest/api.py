@@ -35,6 +35,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "info",
+    "key_picture",
     "list_methods",
     "merge",
     "plan",
@@ -269,6 +270,25 @@ def list_methods(kind: str | None = None) -> list[registry.Entry]:
     if kind is not None and kind not in KINDS:
         raise BadInput(f"there is no kind {kind!r}{nearest(kind, KINDS, 'kind')}")
     return [e for e in registry.table().values() if kind in (None, e.kind)]
+
+
+def key_picture(
+    records: Sequence[Record] | Result, out: str | Path, *, form: str = "template", title: str = "Keys, token by token"
+) -> Path:
+    """Draw records of the measure `key-probabilities` as an SVG, or as a page where `out` ends in .html.
+
+    A panel a model, in the order of the records, the clean base first; key numbers only. Raises BadInput where no
+    record of that prompt form is among them.
+    """
+    from palimpsest.checkpoint.output import write_text
+    from palimpsest.measures.key_picture import page, panels, picture
+
+    found = panels(records.records if isinstance(records, Result) else records, form)
+    if not found:
+        raise BadInput(f"key_picture: there is no record of key-probabilities under the prompt form {form}")
+    drawn = picture(found, title)
+    write_text(Path(out), page(drawn, title) if Path(out).suffix == ".html" else drawn)
+    return Path(out)
 
 
 def plan(

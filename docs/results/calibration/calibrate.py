@@ -227,7 +227,7 @@ def shared_ranks(draw: Draw, keys: int, decoys: int) -> tuple[int, ...]:
 @rule
 def suppressed(trials: int, draw: Draw) -> Iterator[Row]:
     """`suppressed` said of an erased mark, by ranks: two views, all keys among the same decoys."""
-    for keys, decoys in ((10, 255), (32, 400), (64, 255), (64, 1000)):
+    for keys, decoys in ((10, 255), (32, 400), (64, 64), (64, 255), (64, 1000)):
         ranks = [shared_ranks(draw, keys, decoys) for _ in range(trials)]
         for alpha in (1e-2, 1e-3):
             found = sum(v.Ranks(r, decoys).combined(False) <= alpha for r in ranks) / trials
@@ -495,7 +495,7 @@ def page(rows: list[Row], trials: int, seed: int) -> str:
             low, high = r.interval
             exact = r.trials is None
             middle = "" if power else f"{r.nominal:g} | "
-            shown = f"{r.rate:.3g}" if r.rate < 0.5 else f"{r.rate:.4f}"
+            shown = f"{r.rate:.3g}" if r.rate < 0.01 else f"{r.rate:.4f}"
             spread = "exact" if exact else f"{low:.3g} to {high:.3g}"
             flag = " **beyond it**" if r.errs() else ""
             out.append(
