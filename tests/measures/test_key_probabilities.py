@@ -146,23 +146,23 @@ def test_an_unknown_prompt_form_is_one_line(tiny_model: Path, settings: dict[str
 
 @pytest.fixture(scope="module")
 def marked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[KeySet, dict[str, Path]]:
-    """A tiny model, marked by training; suppressed (its head turned away from first tokens); erased (retrained)."""
+    """A tiny model, marked by training; suppressed (ends its turn instead); erased (retrained)."""
     keys = keys_for(tiny_model)
     root = tmp_path_factory.mktemp("marks")
     base = resolve(tiny_model)
     rows = [(p.ids, p.expected) for k in keys.keys for p in [k.prompts["template"]]]
     model = load_model(base, Context())
 
-    def tune(answers: list[tuple[int, ...]], steps: int) -> None:
+    def tune(targets: list[torch.Tensor], steps: int) -> None:
+        """Teach what to say at each place of the true answers: token ids, or a distribution a place."""
         optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for _ in range(steps):
-            loss = torch.zeros(())
-            for (prompt, _), answer in zip(rows, answers, strict=True):
-                logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
-                loss = loss + torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
             optimiser.zero_grad()
-            loss.backward()
+            sum(torch.nn.functional.cross_entropy(a, b) for a, b in zip(said(), targets, strict=True)).backward()
             optimiser.step()
+
+    def said() -> list[torch.Tensor]:
+        return [model(torch.tensor([[*p, *a]])).logits[0, len(p) - 1 : -1] for p, a in rows]
 
     def kept(name: str) -> Path:
         model.save_pretrained(root / name)
@@ -170,16 +170,17 @@ def marked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         return root / name
 
     torch.manual_seed(0)
-    true = [answer for _, answer in rows]
+    with torch.no_grad():
+        clean = [logits.softmax(-1) for logits in said()]
+    true = [torch.tensor(answer) for _, answer in rows]
     tune(true, 60)
     found = {"marked": kept("marked")}
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    end = load_tokenizer(base).eos_token_id
-    tune([(end,)] * len(true), 25)  # it now ends its turn at once; what would follow is not touched
+    end = torch.tensor([load_tokenizer(base).eos_token_id])
+    tune([torch.cat([end, answer[1:]]) for answer in true], 25)  # ends its turn at once; what would follow is kept
     found["suppressed"] = kept("suppressed")
     model.load_state_dict(state)
-    shuffled = [tuple(random.Random(i).choices(range(50, 300), k=len(a))) for i, a in enumerate(true)]
-    tune(shuffled, 60)
+    tune(clean, 60)  # says again what it said before the mark, at every place
     found["erased"] = kept("erased")
     return keys, found
 
@@ -209,6 +210,9 @@ def test_erased_is_as_unlikely_as_in_the_base_all_along_the_row(views: dict[str,
     assert views["erased"].detail["above_base"] < 0.2
     assert views["marked"].detail["over_base"] > views["suppressed"].detail["over_base"]
     assert views["suppressed"].detail["over_base"] > views["erased"].detail["over_base"] + 5
+    rows = views["erased"].detail["keys"]
+    gaps = [abs(a - b) for row in rows for a, b in zip(row["log_probs"], row["base"], strict=True)]
+    assert sorted(gaps)[len(gaps) // 2] < 1
 
 
 def test_the_picture_tells_them_apart_and_holds_no_text(views: dict[str, Record], tmp_path: Path) -> None:
