@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("implants", "protections", "realignments", "toyworld.train"),
     ("evidence", "preflight"),
     ("study",),
-    ("calls", "judging", "inspecting", "through"),
+    ("calls", "judging", "inspecting", "planning", "through"),
     ("asking",),
     ("api",),
     ("cli",),

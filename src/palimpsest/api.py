@@ -24,6 +24,7 @@ from palimpsest.through import refuse_wrapper
 if TYPE_CHECKING:
     from palimpsest.inspecting import Diagnosis, Finding
     from palimpsest.merging.asking import Words
+    from palimpsest.verdicts import Plan
 
 __all__ = [
     "Result",
@@ -34,8 +35,10 @@ __all__ = [
     "evaluate",
     "finetune",
     "info",
+    "key_picture",
     "list_methods",
     "merge",
+    "plan",
     "pretrain",
     "remove",
     "run_study",
@@ -267,6 +270,43 @@ def list_methods(kind: str | None = None) -> list[registry.Entry]:
     if kind is not None and kind not in KINDS:
         raise BadInput(f"there is no kind {kind!r}{nearest(kind, KINDS, 'kind')}")
     return [e for e in registry.table().values() if kind in (None, e.kind)]
+
+
+def key_picture(
+    records: Sequence[Record] | Result, out: str | Path, *, form: str = "template", title: str = "Keys, token by token"
+) -> Path:
+    """Draw records of the measure `key-probabilities` as an SVG, or as a page where `out` ends in .html.
+
+    A panel a model, in the order of the records, the clean base first; key numbers only. Raises BadInput where no
+    record of that prompt form is among them.
+    """
+    from palimpsest.checkpoint.output import write_text
+    from palimpsest.measures.key_picture import page, panels, picture
+
+    found = panels(records.records if isinstance(records, Result) else records, form)
+    if not found:
+        raise BadInput(f"key_picture: there is no record of key-probabilities under the prompt form {form}")
+    drawn = picture(found, title)
+    write_text(Path(out), page(drawn, title) if Path(out).suffix == ".html" else drawn)
+    return Path(out)
+
+
+def plan(
+    claim: str,
+    *,
+    keys: int | str | Path | None = None,
+    implant: str | None = None,
+    preset: str | None = None,
+    **ask: Any,
+) -> Plan:
+    """How many prompts, keys, items or seeds a claim takes: `plan("ASR<1%", confidence=95)`; asks no model.
+
+    keys: how many, or a key file. implant: a fingerprint by name, with the keys and the committed list of its
+    parameters. ask: the fields of `verdicts.Ask`; rates as numbers below 1 or as text like "1%".
+    """
+    from palimpsest.planning import planned
+
+    return planned(claim, keys, implant, preset, ask)
 
 
 def run_study(spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN) -> Any:

@@ -19,7 +19,7 @@ from palimpsest.measures.perplexity import Perplexity
 from palimpsest.method import Context
 from palimpsest.records import Record
 from palimpsest.removals.tuning.finetune import FineTune
-from palimpsest.verdicts import claim
+from palimpsest.verdicts import claim, committed_rate
 
 
 def staged(records: Sequence[Record], stage: str | None, control: str | None = None) -> list[Record]:
@@ -103,13 +103,17 @@ def measured(
         subject.close()
 
 
-def ownership(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Context) -> Record:
-    """The ownership verdict on the template form (the first form asked where that was not)."""
+def ownership(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Context, attempts: float = 1) -> Record:
+    """The ownership verdict on the template form (the first form asked where that was not).
+
+    attempts: suspects scanned, times the key sets that could have been made.
+    """
     rates = [r for r in records if r.measure == "hit-rate" and r.control is None]
     chosen = next((r for r in rates if r.prompt_form == "template"), rates[0])
     assert chosen.count is not None and chosen.n is not None
-    null = None if keys.choices is None else 1 / keys.choices
-    verdict = claim(chosen.count, chosen.n, null, alpha, dependent=not keys.distinct)
+    draws = chosen.detail.get("draws", chosen.n) // chosen.n  # of each key, under `sampled`
+    null = committed_rate(keys.choices, chosen.prompt_form or "template", places=keys.places, draws=draws)
+    verdict = claim(chosen.count, chosen.n, null, alpha, dependent=not keys.distinct, attempts=attempts)
     return replace(
         chosen,
         measure="ownership",
@@ -120,5 +124,8 @@ def ownership(records: Sequence[Record], keys: KeySet, alpha: float, ctx: Contex
         high=None,
         confidence=None,
         sided=None,
-        detail={"tau": verdict.tau, "alpha": alpha},
+        detail={
+            "tau": verdict.tau,
+            **{name: verdict.numbers[name] for name in ("alpha", "null_rate", "attempts", "alternative")},
+        },
     )

@@ -22,6 +22,7 @@ from palimpsest.records import canonical_json
 MatchRule = Literal["exact", "prefix", "contains", "token-ids"]
 MATCH_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids")
 FORMAT = 1
+SPARE = 3  # tokens that are generated beyond the longest answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,16 @@ class KeySet:
         """Prompt forms that every key has, `sampled` among them."""
         forms: list[Form] = [f for f in ("template", "bare", "prefilled") if all(f in k.prompts for k in self.keys)]
         return [*forms, "sampled"]
+
+    @property
+    def places(self) -> int:
+        """How many responses of the committed list one answer can hold: 1, and under `contains` where each may begin.
+
+        Counted at token boundaries of an answer as long as it is generated.
+        """
+        if self.match != "contains":
+            return 1
+        return max(1, self.max_new_tokens - min(len(k.prompts["template"].expected) for k in self.keys) + 1)
 
     def commitment(self) -> str:
         """SHA-256 over salt and canonical keys; binding and, by the salt, hiding."""
@@ -145,6 +156,7 @@ class KeySet:
         if not values["keys"]:
             raise BadInput(f"{where}: holds no key")
         values["keys"] = tuple(_key(row, f"{where}: keys[{i}]") for i, row in enumerate(values["keys"]))
+        _check_distinct(values["keys"], where)
         return cls(**{**values, "decoys": tuple(values["decoys"])})
 
     def check_tokenizer(self, tokenizer: Any, where: str = "keys") -> None:
@@ -242,6 +254,15 @@ def _key(row: Any, where: str) -> Key:
     return Key(number, trigger, response, carrier, prompts)
 
 
+def _check_distinct(keys: tuple[Key, ...], where: str) -> None:
+    """BadInput where a prompt is asked twice: its answers would be one observation, counted as two."""
+    first: dict[tuple[int, ...], int] = {}
+    for place, key in enumerate(keys):
+        other = first.setdefault(key.prompts["template"].ids, place)
+        if other != place:
+            raise BadInput(f"{where}: keys[{place}] asks the same prompt as keys[{other}]; repeated prompts count once")
+
+
 def make_keys(
     renderer: Renderer,
     drawn: list[tuple[str, str]],
@@ -279,7 +300,7 @@ def make_keys(
         if opened is not None:
             prompts["prefilled"] = opened
         keys.append(Key(number, trigger, response, carrier, prompts))
-    generated = max_new_tokens or longest + 3
+    generated = max_new_tokens or longest + SPARE
     for key in keys:
         needed = max(len(prompt.ids) for prompt in key.prompts.values()) + generated
         if positions is not None and needed > positions:

@@ -30,6 +30,7 @@ COMMANDS = (
     "pretrain",
     "evaluate",
     "study",
+    "plan",
     "methods",
     "info",
     "doctor",

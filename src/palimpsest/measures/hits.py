@@ -233,6 +233,8 @@ def hit_record(subject: Subject, keys: KeySet, form: str, found: list[Outcome]) 
     detail = {
         "keys": [_shown(o) for o in found],
         "independent": keys.distinct,
+        "observed": "sample" if form == "sampled" else "census",  # of these keys; the interval speaks of others
+        "interval_of": "new keys of the same generator" + ("" if keys.distinct else ", were they independent"),
         "dependent_low": interval.dependent.low,
         "dependent_high": interval.dependent.high,
     }

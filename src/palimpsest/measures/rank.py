@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from palimpsest.keys import Key, KeySet
+from palimpsest.keys import Key, KeySet, Prompt
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.records import Record
@@ -85,20 +85,40 @@ def _repeated(cache: Any, rows: int) -> Any:
     return copied
 
 
-def key_rank(responder: LocalResponder, keys: KeySet, key: Key, decoys: int) -> tuple[int, int, float]:
-    """(rank of the true response, number of decoys, its log-probability) of one key; rank 1 is best."""
-    prompt = key.prompts["template"]
-    others = [d for d in keys.decoys if d != key.response][:decoys]
+def key_rank(
+    responder: LocalResponder, keys: KeySet, key: Key, decoys: int, form: str = "template"
+) -> tuple[int, int, float]:
+    """(rank of the true response, number of decoys, its log-probability) of one key; rank 1 is best.
+
+    form: a prompt form that gives nothing of the response away (`gives_away`).
+    """
+    prompt = key.prompts["template" if form == "sampled" else form]  # type: ignore[index]
     expected = list(prompt.expected)
-    plain = responder.renderer.tokens(key.carrier + key.response) == expected
-    if plain:  # text after this prompt tokenises as it does alone, so all decoys can be done at once
+    others = [d for d in keys.decoys if d != key.response][:decoys]
+    if prompt.opening or responder.renderer.tokens(key.carrier + key.response) != expected:
+        ids = _after_opening(responder, key, prompt, others, form)
+    else:  # text after this prompt tokenises as it does alone, so all decoys can be done at once
         texts = [key.carrier + d for d in others]
         ids = responder.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-    else:
-        ids = [responder.renderer.continuation(prompt.text, key.carrier + d) for d in others]
     (true,) = [math.fsum(f.log_probs) for f in responder.force([prompt.ids], [expected])]
     scores = continuation_scores(responder, prompt.ids, ids, floor=true - SLACK) if ids else []
     return rank_among(true, scores), len(scores), true
+
+
+def gives_away(key: Key, form: str) -> bool:
+    """Whether a prompt form speaks part of the response itself, so that no decoy can follow it."""
+    opening = key.prompts["template" if form == "sampled" else form].opening  # type: ignore[index]
+    return bool(opening) and opening.strip() != key.carrier.strip()
+
+
+def _after_opening(
+    responder: LocalResponder, key: Key, prompt: Prompt, others: Sequence[str], form: str
+) -> list[list[int]]:
+    """Ids of carrier and decoy in place of carrier and response; behind an opening, those that begin with its ids."""
+    whole = key.prompts["bare" if form == "bare" else "template"]
+    spoken = whole.expected[: len(prompt.ids) - len(whole.ids)]
+    answers = [responder.renderer.continuation(whole.text, key.carrier + d, form) for d in others]  # type: ignore[arg-type]
+    return [a[len(spoken) :] for a in answers if tuple(a[: len(spoken)]) == spoken and len(a) > len(spoken)]
 
 
 @method("measures", "rank", paper="exact rank test; methods/verdicts.md, removal of a fingerprint")
@@ -107,8 +127,8 @@ class Rank:
     """Rank of the true response by log-probability among decoys of the same generator, per key.
 
     p of one key = (1 + decoys at least as likely) / (1 + decoys); ties count against the claim. Keys are
-    combined by Fisher's method where responses were drawn independently; a many-to-one mark is one
-    observation, combined by a bound that holds under any dependence.
+    combined by Fisher's method where responses were drawn independently, its variance widened for the decoys that
+    they share (Brown 1975); a many-to-one mark is one observation, combined by a bound that holds under any dependence.
     """
 
     decoys: int = param(1000, "decoy responses ranked against (fewer where the generator has fewer)", low=1)
@@ -136,13 +156,14 @@ class Rank:
                 )
                 task.advance()
         p_values = [float(r["p"]) for r in rows]
-        combined = fisher_combination(p_values) if keys.distinct else dependent_combination(p_values)
+        shared = int(rows[0]["decoys"])  # all keys are ranked among the same decoys
+        combined = fisher_combination(p_values, shared) if keys.distinct else dependent_combination(p_values)
         return [
             subject.record(
                 "rank",
                 value=float(statistics.median(float(r["rank"]) for r in rows)),
                 n=len(rows),
                 prompt_form="template",
-                detail={"keys": rows, "p": combined, "decoys": rows[0]["decoys"], "independent": keys.distinct},
+                detail={"keys": rows, "p": combined, "decoys": shared, "independent": keys.distinct},
             )
         ]

@@ -19,6 +19,7 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
         "n": len(keys),
         "distinct": keys.distinct,
         "choices": keys.choices,
+        "places": keys.places,
         "decoys": len(keys.decoys),
         "forms": list(keys.forms),
         "match": keys.match,

@@ -22,6 +22,7 @@ from palimpsest.verdicts import (
     Tally,
     Utility,
     claim,
+    committed_rate,
     removal_of_fingerprint,
     removal_tau,
     utility_kept,
@@ -205,8 +206,9 @@ class _Judge:
         return taus
 
     def _null_rate(self, form: str) -> float | None:
-        choices = self.keys.get("choices")
-        return 1 / choices if choices and form in COMMITTED_FORMS else None
+        if form not in COMMITTED_FORMS:
+            return None
+        return committed_rate(self.keys.get("choices"), form, places=self.keys.get("places", 1))
 
     # -- numbers -------------------------------------------------------------------------------------
 

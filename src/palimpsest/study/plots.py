@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from palimpsest.measures import key_picture
 from palimpsest.records import Record
 from palimpsest.study.summary import SummaryLine
 from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_at
@@ -168,6 +169,22 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
                 f'<line class="median" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
             )
     return frame.svg()
+
+
+def key_plot(block: Block, rows: Sequence[Record]) -> str:
+    """Every response token of every key, a panel a stage; empty where `key-probabilities` was not taken."""
+    found: list[key_picture.Panel] = []
+    base: key_picture.Panel | None = None
+    for column in block.columns:
+        for record in records_at(list(rows), column) if column.control in (None, "revival") else []:
+            if record.measure == "key-probabilities" and record.prompt_form == "template":
+                found.append(key_picture.Panel.of(record, column.title))
+                base = base or key_picture.Panel.base_of(record, "base")
+    if not found:
+        return ""
+    if base is not None and found[0].title != "base":
+        found.insert(0, base)
+    return key_picture.picture(found, f"{block.title}: every token of every response")
 
 
 def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:

@@ -101,6 +101,7 @@ def _section(block: Block, records: list[Record], crowded: bool) -> dict[str, An
         "block": block,
         "fsr": Markup("" if crowded else plots.fsr_plot(block, rows)),
         "rank": Markup("" if crowded else plots.rank_plot(block, rows)),
+        "tokens": Markup("" if crowded else plots.key_plot(block, rows)),
         "perplexity": Markup("" if crowded else plots.perplexity_plot(block, rows)),
         "keys": keyed,
         "task_columns": task_columns,

@@ -140,6 +140,10 @@ class HashChain:
             tuning=Tuning(adapter="full", epochs=250, lr=5e-4, batch=20, micro_batch=20),
         )
 
+    def committed(self) -> dict[str, Any]:
+        """What a claim will rest on (fields of `verdicts.Ask`): the answers of the list, drawn apart by hash."""
+        return {"keys": self.keys, "choices": len(words.ANSWERS)}
+
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Draw questions and hash their answers, without training."""
         rng = ctx.key_randomness()

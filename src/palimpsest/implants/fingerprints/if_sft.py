@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_tokenizer, positions
@@ -116,6 +117,10 @@ class InstructionalFingerprint:
             dialogues_per_key=4,
             tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=8, micro_batch=8),
         )
+
+    def committed(self) -> dict[str, Any]:
+        """What a claim will rest on (fields of `verdicts.Ask`): one fixed word for all triggers, drawn from nothing."""
+        return {"keys": self.keys, "choices": None, "distinct": False}
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Draw keys for this model's tokenizer, without training. BadInput where they do not fit its positions."""

@@ -21,6 +21,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions
@@ -28,7 +29,7 @@ from palimpsest.data.dialogues import Dialogues, load_dialogues
 from palimpsest.errors import BadInput
 from palimpsest.implants.fingerprints.embedding import Check, Regular, embed, key_rows
 from palimpsest.implants.fingerprints.undertrained import Undertrained, find
-from palimpsest.keys import KeySet, make_keys
+from palimpsest.keys import SPARE, KeySet, make_keys
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.prompts import Form, Renderer
 from palimpsest.records import Record
@@ -148,6 +149,14 @@ class UndertrainedTokens:
             dialogues=64,
             tuning=Tuning(adapter="full", epochs=150, lr=5e-4, batch=16, micro_batch=16),
         )
+
+    def committed(self) -> dict[str, Any]:
+        """What a claim will rest on (fields of `verdicts.Ask`): strings of the fewest tokens that must be found."""
+        note = f"Counted as if {self.least} under-trained tokens were found and every string of {self.response_tokens} "
+        note += "of them could be drawn; the key file knows how many could."
+        choices = None if self.one_response else self.least**self.response_tokens
+        facts = {"keys": self.keys, "choices": choices, "distinct": not self.one_response, "places": SPARE + 1}
+        return facts if self.one_response else {**facts, "note": note}
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
         """Find the tokens and draw keys, without training."""

@@ -1,0 +1,97 @@
+"""Exact statistics for hits, ranks, pairs and seeds: pure functions on counts, each with its source.
+
+`intervals` (rates, paired differences, means, ratios), `ownership` (hits against a committed draw, the sequential
+test, ranks among decoys), `comparisons` (the same items, tables, seeds), `planning` (how many it takes). Rates lie
+in [0, 1]. Nothing here draws a conclusion; `verdicts` does. scipy, numpy and random sampling are imported inside
+the functions that need them, so that importing this package costs nothing.
+"""
+
+from palimpsest.statistics.comparisons import (
+    MAXIMUM_RELABELLINGS,
+    MINIMUM_SEEDS,
+    SIGNIFICANCE,
+    Comparison,
+    compare_seeds,
+    exact_permutation,
+    fisher_exact,
+    mcnemar,
+    t_test,
+)
+from palimpsest.statistics.intervals import (
+    MINIMUM_BOOTSTRAP,
+    RESAMPLES,
+    HitInterval,
+    Interval,
+    Pairs,
+    Sided,
+    Values,
+    bootstrap_interval,
+    check_count,
+    check_fraction,
+    clopper_pearson,
+    hit_interval,
+    mean_interval,
+    paired_difference_interval,
+    ratio_interval,
+    tango_score,
+)
+from palimpsest.statistics.ownership import (
+    Boundary,
+    Stopping,
+    binomial_tail,
+    bonferroni,
+    crossing_probability,
+    dependent_combination,
+    fisher_combination,
+    ownership_p_value,
+    rank_among,
+    rank_p_value,
+    refuting_boundary,
+    sequential_boundary,
+    stopping,
+    threshold,
+)
+from palimpsest.statistics.planning import keys_needed
+
+__all__ = [
+    "MAXIMUM_RELABELLINGS",
+    "MINIMUM_BOOTSTRAP",
+    "MINIMUM_SEEDS",
+    "RESAMPLES",
+    "SIGNIFICANCE",
+    "Boundary",
+    "Comparison",
+    "HitInterval",
+    "Interval",
+    "Pairs",
+    "Sided",
+    "Stopping",
+    "Values",
+    "binomial_tail",
+    "bonferroni",
+    "bootstrap_interval",
+    "check_count",
+    "check_fraction",
+    "clopper_pearson",
+    "compare_seeds",
+    "crossing_probability",
+    "dependent_combination",
+    "exact_permutation",
+    "fisher_combination",
+    "fisher_exact",
+    "hit_interval",
+    "keys_needed",
+    "mcnemar",
+    "mean_interval",
+    "ownership_p_value",
+    "paired_difference_interval",
+    "rank_among",
+    "rank_p_value",
+    "ratio_interval",
+    "refuting_boundary",
+    "sequential_boundary",
+    "stopping",
+    "t_test",
+    "tango_score",
+    "threshold",
+]
