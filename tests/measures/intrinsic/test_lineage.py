@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from factory import copy_of, make_model
+from factory import make_model
 from gauges import gauged
+from kin import DATA, SIZE, moved, weights_of, written
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
@@ -39,36 +39,11 @@ def value(measure: Any, suspect: Path | Checkpoint) -> float:
     return found
 
 
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def written(source: Path, out: Path, weights: dict[str, torch.Tensor]) -> Path:
-    copy_of(source, out)
-    save_file({n: t.contiguous() for n, t in weights.items()}, out / "model.safetensors", metadata={"format": "pt"})
-    return out
-
-
-def moved(source: Path, out: Path, *steps: tuple[int, float]) -> Path:
-    """Every weight of two dimensions moved in random directions: (seed, size as a share of its spread)."""
-    weights = weights_of(source)
-    for seed, size in steps:
-        drawn = torch.Generator().manual_seed(seed)
-        for name in sorted(weights):
-            if weights[name].dim() == 2:
-                change = torch.randn(weights[name].shape, generator=drawn)
-                weights[name] = weights[name] + size * weights[name].std() * change
-    return written(source, out, weights)
-
-
 def pruned(weight: torch.Tensor) -> torch.Tensor:
     """The tenth of smallest magnitude is gone."""
     if weight.dim() == 1:
         return weight
     return weight * (weight.abs() > weight.abs().flatten().kthvalue(1 + weight.numel() // 10).values)
-
-
-DATA, SIZE = (1000, 0.02), 0.02  # what the owner's data does to every model tuned on it, and what a seed adds
 
 
 @pytest.fixture(scope="module")
@@ -285,11 +260,17 @@ def test_what_cannot_be_compared_is_refused(family: Path, tmp_path: Path) -> Non
     with pytest.raises(BadInput, match="does not differ from base"):
         taken(Lineage(original=resolve(family / "base"), base=resolve(family / "base")), family / "tuned")
     deeper = make_model(tmp_path / "deeper", layers=3)
-    with pytest.raises(BadInput, match="different numbers of layers"):
-        taken(lineage(family), deeper)
-    other = make_model(tmp_path / "other", "gpt2")
-    with pytest.raises(BadInput, match="of different architectures"):
-        taken(lineage(family), other)
+    with pytest.raises(BadInput, match=r"different numbers of layers \(3 and 2\)"):
+        taken(Lineage(original=resolve(deeper), base=resolve(family / "base")), family / "tuned")
+
+
+def test_a_suspect_of_another_build_is_no_descendant(family: Path, tmp_path: Path) -> None:
+    suspects = {"layers (3 and 2)": make_model(tmp_path / "d", layers=3)}
+    suspects["architectures"] = make_model(tmp_path / "g", "gpt2")
+    for why, suspect in suspects.items():
+        (only,) = taken(lineage(family), suspect)
+        assert only.verdict == "not-shown"
+        assert why in str(only.reason)
 
 
 def test_models_of_another_width_and_depth_have_an_ics_all_the_same(family: Path, tmp_path: Path) -> None:

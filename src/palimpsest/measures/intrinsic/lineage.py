@@ -35,6 +35,17 @@ class Differences:
         return np.sum(list(self.grams.values()), axis=0)  # type: ignore[no-any-return]
 
 
+def unlike(base: StoredModel, model: StoredModel, layers: int) -> str:
+    """Why a model's terms have no counterpart each in the base's; empty where they have."""
+    kinds = [(bool(m.family.rotary_size(m.config)), bool(m.family.gate)) for m in (base, model)]
+    names = f"{model.model.name} and {base.model.name}"
+    if kinds[0] != kinds[1]:
+        return f"{names} are of different architectures"
+    if layers == 0 and base.layers != model.layers:
+        return f"{names} have different numbers of layers ({model.layers} and {base.layers})"
+    return ""
+
+
 def differences(
     base: StoredModel, models: Sequence[StoredModel], tokens: int, choice: str, layers: int, ctx: Context
 ) -> Differences:
@@ -44,6 +55,9 @@ def differences(
     """
     everyone = [base, *models]
     rows = rows_for(everyone, tokens, choice)  # type: ignore[arg-type]
+    for model in models:
+        if why := unlike(base, model, layers):
+            raise BadInput(f"lineage: {why}; their differences cannot be compared (huref and reef can)")
     chosen = last_layers(everyone, layers)
     found = Differences()
     correlated: list[list[float]] = [[] for _ in models]
@@ -54,11 +68,6 @@ def differences(
             each: list[Terms] = []
             for number, model in enumerate(models):
                 terms = layer_terms(model, chosen[number + 1][place], rows[number + 1])
-                if terms.keys() != ground.keys():
-                    raise BadInput(
-                        f"lineage: {model.model.name} and {base.model.name} are of different architectures; their "
-                        "differences cannot be compared (huref and reef can)"
-                    )
                 correlated[number] += [pearson(terms[name], ground[name]) for name in ground]
                 each.append({name: (terms[name] - ground[name]).flatten() for name in ground})
                 task.advance(1)
@@ -107,7 +116,8 @@ class Lineage:
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
         """`similarity` of tasks lineage (cosine) and lineage-share for the suspect and each control, and the verdict.
 
-        Raises BadInput without original or base, for other architectures, and where the original is the base.
+        A suspect of another architecture or depth has the verdict alone. Raises BadInput without original or base, for
+        controls of another architecture or depth, and where the original is the base.
         """
         if self.original is None or self.base is None:
             raise BadInput("lineage: compares differences to the base: give --original and --base")
@@ -115,6 +125,9 @@ class Lineage:
         twins, siblings = list(self.twins or ()), list(self.siblings or ())
         asked = [self.original, *twins, *siblings, subject.checkpoint]
         with opened([self.base, *asked]) as (base, *models):
+            if why := unlike(base, models[-1], self.layers):
+                reason = f"No descendant of this base: {why}."
+                return [subject.record("lineage", verdict="not-shown", reason=reason)]
             found = differences(base, models, self.tokens, self.choice, self.layers, ctx)
         gram = found.gram
         if gram[0, 0] ** 0.5 < NOTHING:
