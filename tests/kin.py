@@ -1,4 +1,4 @@
-"""Kin of a tiny model: copies whose weights are moved in random directions, as tuning on some data and a seed moves them.
+"""Kin of a tiny model: copies whose weights are moved at random, as data and a seed move them in tuning.
 
 mine = moved(base, tmp_path / "mine", DATA, (1, SIZE))    # the data's direction, and seed 1's own
 """

@@ -62,7 +62,7 @@ def verify_original(
     )
     controls: list[tuple[str, Checkpoint]] = [("clean-base", ground)] if ground is not None else []
     controls += [("same-data-sibling", s) for s in seeds] + [("sibling", s) for s in siblings]
-    measures = [weights, huref, *([reef] if states else [])]
+    measures: list[Any] = [weights, huref, *([reef] if states else [])]
     records: list[Record] = []
     with run.context() as ctx:
         if states:

@@ -115,11 +115,16 @@ class Models:
         """What is not made from the owner's model, by name."""
         one, two = (s for s in OWNERS if s != seed)
         twin = self.tuned(tuning, one)
-        theirs = self.derivatives(twin, tuning, one)
-        changed = ("tuned on 400 pairs, all weights", "re-gauged", "merged with an expert, 0.5 mine")
+        tuned_on = self.further(twin, FULL, PAIRS, "tuned-full")
+        merge = ExpertMerge(base=self.base, expert=self.expert(), share=0.5)
+        theirs = {
+            "tuned on 400 pairs, all weights": tuned_on,
+            "re-gauged": self.regauged(f"{twin.name}-gauged", twin, one),
+            "merged with an expert, 0.5": self.made(f"{twin.name}-merged-0.5", merge, twin),
+        }
         found = {"the base": self.base, "a stranger": resolve("toy:unrelated")}
         found |= {"same data, another seed (1)": twin, "same data, another seed (2)": self.tuned(tuning, two)}
-        found |= {f"same data, another seed (1): {name.replace('0.5 mine', '0.5')}": theirs[name] for name in changed}
+        found |= {f"same data, another seed (1): {name}": model for name, model in theirs.items()}
         return found | {"other data": self.elsewhere(tuning, HELD_OUT), "the expert": self.expert()}
 
 
@@ -131,8 +136,8 @@ def main() -> None:
     given = asked.parse_args()
     torch.set_num_threads(1)
     models = Models(given.models)
-    for tuning in TUNINGS:
-        for seed in OWNERS:
+    for seed in OWNERS:
+        for tuning in TUNINGS:
             if (tuning, seed) not in done(given.out):
                 began = time.monotonic()
                 rows = measured(models, tuning, seed)
@@ -156,12 +161,7 @@ def measured(models: Models, tuning: str, seed: int) -> list[dict[str, Any]]:
         twins=tuple(models.tuned(tuning, s) for s in TWINS),
         siblings=tuple(models.elsewhere(tuning, s) for s in CONTROLS),
     )
-    raw = [
-        WeightCosine(**against),
-        HuRef(original=owner),
-        Reef(original=owner, data=load_dialogues("toy")),
-        Reef(original=owner, data=load_dialogues("toy"), unbiased=True),
-    ]
+    raw = [WeightCosine(**against), HuRef(original=owner), Reef(original=owner, data=load_dialogues("toy"))]
     suspects = [("derivative", n, m) for n, m in models.derivatives(owner, tuning, seed).items()]
     suspects += [("negative", n, m) for n, m in models.negatives(tuning, seed).items()]
     rows = []

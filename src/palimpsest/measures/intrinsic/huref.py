@@ -54,7 +54,7 @@ class HuRef:
         if self.original is None:
             raise BadInput("huref: needs the original to compare with: --original")
         began = time.monotonic()
-        with opened([subject.checkpoint, self.original]) as models:
+        with opened([subject.checkpoint, self.original], ctx.threads) as models:
             rows = rows_for(models, self.tokens, self.choice)
             found = correlations(models[0], models[1], rows, self.layers, self.form, ctx)
         if not found:

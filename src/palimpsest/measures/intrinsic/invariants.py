@@ -26,8 +26,10 @@ Terms = dict[str, Tensor]  # by name, (tokens, tokens) float32
 
 
 @contextmanager
-def opened(checkpoints: Sequence[Checkpoint]) -> Iterator[list[StoredModel]]:
-    """The models, read from disk; their files are closed at the end."""
+def opened(checkpoints: Sequence[Checkpoint], threads: int | None = None) -> Iterator[list[StoredModel]]:
+    """The models, read from disk; their files are closed at the end. threads: of the CPU, None as they are."""
+    if threads:
+        torch.set_num_threads(threads)
     found: list[StoredModel] = []
     try:
         for checkpoint in checkpoints:

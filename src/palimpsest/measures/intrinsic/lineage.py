@@ -124,7 +124,7 @@ class Lineage:
         began = time.monotonic()
         twins, siblings = list(self.twins or ()), list(self.siblings or ())
         asked = [self.original, *twins, *siblings, subject.checkpoint]
-        with opened([self.base, *asked]) as (base, *models):
+        with opened([self.base, *asked], ctx.threads) as (base, *models):
             if why := unlike(base, models[-1], self.layers):
                 reason = f"No descendant of this base: {why}."
                 return [subject.record("lineage", verdict="not-shown", reason=reason)]

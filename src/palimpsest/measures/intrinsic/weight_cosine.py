@@ -142,7 +142,8 @@ class WeightCosine:
             raise BadInput("weight-cosine: needs the original to compare with: --original")
         began = time.monotonic()
         records = []
-        with opened([subject.checkpoint, self.original, *([self.base] if self.base else [])]) as models:
+        compared_with = [self.original, *([self.base] if self.base else [])]
+        with opened([subject.checkpoint, *compared_with], ctx.threads) as models:
             asked = {"weight-cosine": models[:2]} | ({"weight-cosine-difference": models} if self.base else {})
             for task, compared in asked.items():
                 found = compare(compared)
