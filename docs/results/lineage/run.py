@@ -25,12 +25,16 @@ from gauges import gauged
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.data import load_dialogues
 from palimpsest.measures import Subject
+from palimpsest.measures.intrinsic.cka import cka
+from palimpsest.measures.intrinsic.differences import NOTHING, Shared, judge, shared
 from palimpsest.measures.intrinsic.huref import HuRef
-from palimpsest.measures.intrinsic.lineage import Lineage
-from palimpsest.measures.intrinsic.reef import Reef
+from palimpsest.measures.intrinsic.invariants import opened
+from palimpsest.measures.intrinsic.lineage import Lineage, differences
+from palimpsest.measures.intrinsic.reef import Reef, layer_at
+from palimpsest.measures.intrinsic.states import last_token_states
 from palimpsest.measures.intrinsic.weight_cosine import WeightCosine
 from palimpsest.method import Context
-from palimpsest.records import Record, versions
+from palimpsest.records import versions
 from palimpsest.removals.by_merging.expert_merge import ExpertMerge
 from palimpsest.removals.by_merging.shrink import Shrink
 from palimpsest.removals.tuning.finetune import FineTune
@@ -153,34 +157,74 @@ def done(file: Path) -> set[tuple[str, int]]:
 
 
 def measured(models: Models, tuning: str, seed: int) -> list[dict[str, Any]]:
-    """All numbers of one owner."""
+    """All numbers of one owner. What the measures do for one suspect is done for all together: each model read once."""
     owner = models.tuned(tuning, seed)
-    against: dict[str, Any] = {"original": owner, "base": models.base}
-    lineage = Lineage(
-        **against,
-        twins=tuple(models.tuned(tuning, s) for s in TWINS),
-        siblings=tuple(models.elsewhere(tuning, s) for s in CONTROLS),
-    )
-    raw = [WeightCosine(**against), HuRef(original=owner), Reef(original=owner, data=load_dialogues("toy"))]
+    twins, controls = [models.tuned(tuning, s) for s in TWINS], [models.elsewhere(tuning, s) for s in CONTROLS]
     suspects = [("derivative", n, m) for n, m in models.derivatives(owner, tuning, seed).items()]
     suspects += [("negative", n, m) for n, m in models.negatives(tuning, seed).items()]
+    ctx = Context(seed=seed)
+    prompts = [d.question for d in load_dialogues("toy").part("test")[: Reef().prompts]]
+    theirs = states(owner, prompts, ctx)
+    at = layer_at(Reef().depth, len(theirs))
     rows = []
     for kind, name, model in suspects:
-        subject = Subject(model, Context(seed=seed))
-        records = [r for m in raw for r in m.take(subject, subject.ctx)]
-        records += [r for r in lineage.take(subject, subject.ctx) if r.control is None]
-        rows += [row(r, tuning, seed, kind, name) for r in records]
-        subject.close()
-    controls = [r for r in lineage.take(Subject(owner, Context(seed=seed)), Context()) if r.control]
-    return rows + [row(r, tuning, seed, "control", str(r.control)) for r in controls]
+        about = {"tuning": tuning, "owner": seed, "kind": kind, "suspect": name}
+        subject = Subject(model, ctx)
+        weights = WeightCosine(original=owner, base=models.base)
+        for record in [*weights.take(subject, ctx), *HuRef(original=owner).take(subject, ctx)]:
+            rows.append({**about, "measure": "similarity", "task": record.task, "value": record.value})
+        alike = cka(states(model, prompts, ctx)[at], theirs[at])
+        rows.append({**about, "measure": "similarity", "task": "reef", "value": alike})
+    return rows + lineage_rows(models, tuning, seed, owner, [*twins, *controls], suspects)
 
 
-def row(record: Record, tuning: str, owner: int, kind: str, name: str) -> dict[str, Any]:
-    """A record with what it is about; without the lists that no table shows, lineage and folders' names."""
-    record.chain, record.model = [], name
-    record.detail = {k: v for k, v in record.detail.items() if k not in ("tensors", "left_out", "original", "base")}
-    record.versions = versions()
-    return {"tuning": tuning, "owner": owner, "kind": kind, "suspect": name, **record.to_json()}
+def states(model: Checkpoint, prompts: list[str], ctx: Context) -> list[Any]:
+    """Hidden states of a model, which is let go."""
+    subject = Subject(model, ctx)
+    found = last_token_states(subject, prompts)
+    subject.close()
+    return found
+
+
+def lineage_rows(
+    models: Models,
+    tuning: str,
+    seed: int,
+    owner: Checkpoint,
+    siblings: list[Checkpoint],
+    suspects: list[tuple[str, str, Checkpoint]],
+) -> list[dict[str, Any]]:
+    """Cosine, share and verdict of every suspect and control by the measure `lineage`'s own functions and defaults."""
+    measure = Lineage()
+    everyone = [owner, *siblings, *(model for _, _, model in suspects)]
+    with opened([models.base, *everyone]) as (base, *read):
+        found = differences(base, read, measure.tokens, measure.choice, measure.layers, Context())
+    gram, first = found.gram, 1 + len(siblings)
+    own, others = range(1, 1 + len(TWINS)), range(1 + len(TWINS), first)
+    controls = {number: shared(gram, number, 0, own, others) for number in range(1, first)}
+    rows = []
+    for number, (kind, name, _) in enumerate(suspects, first):
+        about = {"tuning": tuning, "owner": seed, "kind": kind, "suspect": name}
+        each = shared(gram, number, 0, own, others)
+        said = judge(each, list(controls.values()), found.correlations[number], measure.alpha)
+        if each.norm > NOTHING:
+            rows += numbers(about, each)
+        p = {"value": each.t_p, "rank_p": each.rank_p} if each.norm > NOTHING else {}
+        rows.append({**about, "measure": "lineage", **p, "verdict": said.word, "reason": said.reason})
+        rows[-1] |= {"correlation": found.correlations[number], "norm": each.norm, "twins": list(each.twins)}
+    for number, each in controls.items():
+        name = "a twin" if number in own else "other data"
+        about = {"tuning": tuning, "owner": seed, "kind": "control", "suspect": name}
+        rows += numbers(about, each)
+        word = "derivative" if each.t_p is not None and each.t_p <= measure.alpha else "same-base"
+        rows.append({**about, "measure": "lineage", "value": each.t_p, "verdict": word})
+    return [{**r, "versions": versions()} for r in rows]
+
+
+def numbers(about: dict[str, Any], found: Shared) -> list[dict[str, Any]]:
+    """Cosine and share as rows."""
+    pairs = (("lineage", found.cosine), ("lineage-share", found.share))
+    return [{**about, "measure": "similarity", "task": task, "value": value} for task, value in pairs]
 
 
 if __name__ == "__main__":
