@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence", "preflight"),
     ("study",),
     ("calls", "judging", "inspecting", "planning", "through"),
-    ("asking",),
+    ("asking", "ancestry"),
     ("api",),
     ("cli",),
 )

@@ -27,6 +27,7 @@ __all__ = [
     "study_report",
     "train_toy",
     "verify",
+    "verify_original",
 ]
 
 

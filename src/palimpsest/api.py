@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from palimpsest import preflight, registry
+from palimpsest.ancestry import verify_original
 from palimpsest.asking import evaluate, verify
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
@@ -45,6 +46,7 @@ __all__ = [
     "study_report",
     "train_toy",
     "verify",
+    "verify_original",
 ]
 IMPLANTS = ("fingerprints", "backdoors")
 

@@ -9,6 +9,7 @@ from typing import Any
 from palimpsest import statistics as st
 
 OWNERSHIP_WORDS = ("owned", "not-shown", "refuted")
+LINEAGE_WORDS = ("derivative", "same-base", "not-shown")
 FINGERPRINT_WORDS = ("kept", "reduced", "claim-lost", "suppressed", "removed", "ruined", "undecided")
 BACKDOOR_WORDS = ("kept", "reduced", "removed", "ruined", "undecided")
 
