@@ -23,9 +23,9 @@ def neutral_text() -> list[str]:
 
 
 def tasks(names: Sequence[str]) -> dict[str, Task]:
-    """Toy tasks by name; `toy` and `superglue` are all that the base knows, a skill is named by itself."""
+    """Toy tasks by name; `toy` and `superglue` are one of each SuperGLUE kind; `sciq` and a skill are named alone."""
     known = world().tasks()
-    skills = {name: task for name, (_, task) in world().skills().items()}
+    skills = {name: task for name, (_, task) in world().skills().items()} | {"sciq": world().exam()}
     wanted: dict[str, Task] = {}
     for name in names:
         if name in ("toy", "superglue"):
