@@ -83,6 +83,15 @@ class World:
         """A task of each SuperGLUE kind, 240 held-out items each; what is held out is said in `tasks`."""
         return build_tasks(self.lore)
 
+    def training_items(self, task: str, count: int, seed: int) -> list[Item]:
+        """`count` distinct items of a task whose combinations are not held out."""
+        rng = derived(self.seed, "training items", task, seed)
+        found: dict[str, Item] = {}
+        while len(found) < count:
+            item = training_item(rng, self.lore, task)
+            found.setdefault(item.prompt, item)
+        return list(found.values())
+
     def exam(self) -> Task:
         """Facts that are taught, in wordings that are not, four choices each: the task in the place of SciQ."""
         return build_exam(self.lore, self.pairs("dialogue-test"))
