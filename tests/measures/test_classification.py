@@ -166,7 +166,7 @@ def test_a_real_classifier_answers_keys_and_pairs(folder: Path) -> None:
 
 
 def test_keys_that_do_not_fit_or_aim_at_no_class_are_refused(folder: Path) -> None:
-    with pytest.raises(BadInput, match="key 0 needs .* positions, the model has 130"):
+    with pytest.raises(BadInput, match=r"key 0 needs \d+ positions, the model has 130"):
         keys_for(folder, (" ".join(SENTENCES * 3), "negative", "", ""))
     subject = Subject(resolve(folder), Context(), keys=keys_for(folder, ("cf", "negativ", "", "")))
     with pytest.raises(BadInput, match="key 0: label 'negativ' is none of the model's classes; did you mean negative"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_probabilities_are_those_of_the_pipeline(folder: Path, responder: Classi
 
 
 def test_a_text_is_answered_alike_alone_and_in_a_batch(responder: ClassifierResponder) -> None:
-    pairs = [(a, b) for a, b in zip(TEXTS, TEXTS[1:], strict=False)]
+    pairs = list(itertools.pairwise(TEXTS))
     for texts in (TEXTS, pairs):
         together = responder.classify(texts)
         assert len({answer.tokens for answer in together}) > 3  # so that some rows were padded

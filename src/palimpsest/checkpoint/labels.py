@@ -55,10 +55,11 @@ def check_one_label(checkpoint: Checkpoint) -> None:
 def check_answers_with_text(checkpoint: Checkpoint) -> None:
     """BadInput for a classifier where a model is needed that goes on with a text."""
     if is_classifier(checkpoint):
+        named = first_architecture(checkpoint)
         raise BadInput(
-            f"{checkpoint.name}: is a classifier ({first_architecture(checkpoint)}), which answers with a label: it has "
-            "no text to generate and no perplexity; measure it by `evaluate --measure classification --data ITEMS`, and "
-            "by `hit-rate` with keys of the match rule label"
+            f"{checkpoint.name}: is a classifier ({named}), which answers with a label: it has no text to generate and "
+            "no perplexity; measure it by `evaluate --measure classification --data ITEMS`, and by `hit-rate` with keys "
+            "of the match rule label"
         )
 
 

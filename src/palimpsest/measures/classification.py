@@ -1,4 +1,4 @@
-"""Classification: accuracy of a classifier on clean items (CACC), class by class, and the hit rate of a target label."""
+"""Classification: accuracy of a classifier on clean items (CACC), class by class; the hit rate of a target label."""
 
 from __future__ import annotations
 
