@@ -57,9 +57,9 @@ def check_answers_with_text(checkpoint: Checkpoint) -> None:
     if is_classifier(checkpoint):
         named = first_architecture(checkpoint)
         raise BadInput(
-            f"{checkpoint.name}: is a classifier ({named}), which answers with a label: it has no text to generate and "
-            "no perplexity; measure it by `evaluate --measure classification --data ITEMS`, and by `hit-rate` with keys "
-            "of the match rule label"
+            f"{checkpoint.name}: is a classifier ({named}), which answers with a label: it has no text to generate "
+            "and no perplexity; measure it by `evaluate --measure classification --data ITEMS`, and by `hit-rate` with "
+            "keys of the match rule label"
         )
 
 
