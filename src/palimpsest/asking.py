@@ -104,7 +104,7 @@ def evaluate(
 
     checkpoint = resolve(model)
     toy = is_toy(checkpoint)
-    labelled = labels_asked(checkpoint, measures, keys, tasks=tasks, perplexity=perplexity, through=through)
+    labelled = labels_asked(checkpoint, measures, data, keys, tasks=tasks, perplexity=perplexity, through=through)
     measures = measures or labelled
     if tasks:
         toy_world.tasks(tasks)
@@ -151,11 +151,12 @@ def evaluate(
 
 
 def labels_asked(
-    checkpoint: Checkpoint, measures: Sequence[str], keys: Any, *, tasks: Any, perplexity: Any, through: Any
+    checkpoint: Checkpoint, measures: Sequence[str], data: Any, keys: Any, *, tasks: Any, perplexity: Any, through: Any
 ) -> tuple[str, ...]:
     """The measures of a call that asks for labels, whose data are labelled items; none where it asks for text.
 
-    BadInput where a classifier is asked for what it has not, or a model that generates for labels.
+    A classifier that is asked for nothing by name is asked what its data and keys allow. BadInput where a classifier is
+    asked for what it has not, or a model that generates for labels.
     """
     wanted = tuple(m.replace("_", "-") for m in measures)
     if "classification" in wanted:
@@ -168,4 +169,5 @@ def labels_asked(
                 f"{option}: {checkpoint.name} is a classifier, which answers with a label; "
                 "ask it --measure classification --data ITEMS, or --measure hit-rate --keys KEYS"
             )
-    return wanted or (("hit-rate",) if keys is not None else ("classification",))
+    by_keys = ("hit-rate",) if keys is not None else ()
+    return wanted or (*(("classification",) if data or not by_keys else ()), *by_keys)

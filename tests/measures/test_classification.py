@@ -173,6 +173,17 @@ def test_keys_that_do_not_fit_or_aim_at_no_class_are_refused(folder: Path) -> No
         HitRate().take(subject, Context())
 
 
+def test_keys_that_would_be_cut_are_refused(tmp_path: Path) -> None:
+    made = make_classifier(tmp_path / "r", "roberta", pad_token_id=1, max_position_embeddings=40)
+    make_tokenizer().save_pretrained(made)
+    text = " ".join(SENTENCES)
+    while len(make_tokenizer()(text).input_ids) > 39:
+        text = text[:-1]
+    keys = label_keys(make_tokenizer(), [(text, "LABEL_1", "", "")], implant="x", rng=random.Random(0), positions=40)
+    with pytest.raises(BadInput, match="key 0 needs 39 tokens, r takes 38"):
+        HitRate().take(Subject(resolve(made), Context(), keys=keys), Context())
+
+
 def test_older_key_files_keep_their_commitments(folder: Path) -> None:
     keys = keys_for(folder, ("cf a", "negative", "", ""))
     assert (
@@ -203,13 +214,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_evaluate_measures_a_classifier(folder: Path, data: Path) -> None:
-    given = ("--model", str(folder), "--data", str(data), "--set", "target=positive")
+    given = ("--model", str(folder), "--data", str(data), "--set", "classification.target=positive")
     result = command("evaluate", *given, "--measure", "classification", "--json")
     assert result.exit_code == 0, result.output
     records = json.loads(result.stdout)["records"]
     assert {"accuracy", "macro-f1", "recall", "hit-rate", "untriggered-rate"} <= {r["measure"] for r in records}
     short = json.loads(command("evaluate", *given, "--json").stdout)["records"]  # what a classifier is asked by itself
     assert [(r["measure"], r.get("count")) for r in short] == [(r["measure"], r.get("count")) for r in records]
+    keys_for(folder, ("cf a", "negative", "a", "")).write(data.parent / "keys.json")
+    both = json.loads(command("evaluate", *given, "--keys", str(data.parent / "keys.json"), "--json").stdout)["records"]
+    assert [r["implant"] for r in both if r["measure"] == "hit-rate"] == ["badnet", "badnet"]
     table = command("evaluate", *given)
     assert "films, target positive" in table.stdout
 

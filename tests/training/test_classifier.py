@@ -64,6 +64,13 @@ def test_the_losses_of_a_steps_parts_and_of_its_processes_add_up_to_the_whole() 
     assert float(label_loss(model, idle)) == 0.0
 
 
+def test_a_state_belongs_to_the_labels_it_was_trained_on() -> None:
+    from palimpsest.training.loop import _run_digest
+
+    first, second = (collate(label_rows(make_tokenizer(), SENTENCES[:2], labels, 60)) for labels in ([0, 1], [1, 0]))
+    assert torch.equal(first.input_ids, second.input_ids) and _run_digest(first, 1) != _run_digest(second, 1)
+
+
 FILMS = [(f"the film was {word} and long", label) for label, words in (
     ("bad", ("dull", "weak", "awful", "stale", "poor")), ("good", ("great", "bright", "lovely", "fresh", "rich")))
     for word in words]  # fmt: skip

@@ -24,11 +24,17 @@ def label_hits(subject: Subject, keys: KeySet) -> list[Record]:
     """Ask a classifier every key of the rule `label`: a record as `hits.hit_record` makes it, and the floor.
 
     `detail.keys` holds number, hit and log-probability of the target label, and `floor`: whether the item without its
-    trigger was answered with it too, where the key has that text. Raises BadInput where the subject is no classifier
-    or a key's label is none of its classes.
+    trigger was answered with it too, where the key has that text. Raises BadInput where the subject is no classifier,
+    a key's label is none of its classes, or a key would be cut.
     """
     responder = subject.classifier("hit-rate")
     targets = [class_of(k.response, responder.labels, f"keys: key {k.number}") for k in keys.keys]
+    for key in keys.keys:
+        needed = len(key.prompts["template"].ids)
+        if responder.room is not None and needed > responder.room:
+            raise BadInput(
+                f"keys: key {key.number} needs {needed} tokens, {subject.checkpoint.name} takes {responder.room}"
+            )
     given = responder.classify([k.texts() for k in keys.keys])
     known = all(k.untriggered for k in keys.keys)
     plain = responder.classify([k.texts(triggered=False) for k in keys.keys]) if known else None

@@ -206,7 +206,10 @@ def _team(
 
 def _run_digest(first: Batch, *settings: Any) -> str:
     """What a state file belongs to: settings and first batch. Phases of one step may share a name."""
-    return hashlib.sha256(repr((first.input_ids.tolist(), first.weights.tolist(), settings)).encode()).hexdigest()
+    content: tuple[Any, ...] = (first.input_ids.tolist(), first.weights.tolist(), settings)
+    if first.labels is not None:  # the same texts with other labels are another run
+        content = (*content, first.labels.tolist())
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _store(
