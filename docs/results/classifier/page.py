@@ -55,8 +55,8 @@ def main() -> None:
     excess, pairs = hit["excess"], hit["pairs"]
     lines += [
         "",
-        "The same classifier, which has no backdoor, and the positive sentences: how many it calls negative with one of",
-        "BadNet's rare words (cf, mn, bb, tq, mb) at a random place of each, and how many without:",
+        "The same classifier, which has no backdoor, and the positive sentences: how many it calls negative with one",
+        "of BadNet's rare words (cf, mn, bb, tq, mb) at a random place of each, and how many without:",
         "",
         "| | items answered negative |",
         "|---|---|",
@@ -66,8 +66,8 @@ def main() -> None:
         f"{100 * excess['high']:.1f}); {pairs['first_only']} items only with, {pairs['second_only']} only without |",
         "",
         "A rare word alone turns answers of a model that never saw it as a trigger. So the floor of an attack is the",
-        "*benign* model's rate on the same triggered items; by the untriggered floor alone this model would pass for one",
-        "with a weak backdoor.",
+        "*benign* model's rate on the same triggered items; by the untriggered floor alone this model would pass for",
+        "one with a weak backdoor.",
     ]
     (HERE / "page.md").write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
 
