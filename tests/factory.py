@@ -53,7 +53,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo": {"num_key_value_heads": 2},
     "olmo2": {"num_key_value_heads": 2},
 }
-ENCODERS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": {}}
+ENCODERS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": {}, "distilbert": {"hidden_dim": 128, "dropout": 0.0}}
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from typing import Any
 from palimpsest import preflight
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
-from palimpsest.data import load_dialogues
+from palimpsest.checkpoint.labels import check_one_label, is_classifier
+from palimpsest.data import load_dialogues, load_labelled
 from palimpsest.errors import BadInput
 from palimpsest.keys import KeySet
 from palimpsest.method import build
@@ -103,6 +104,8 @@ def evaluate(
 
     checkpoint = resolve(model)
     toy = is_toy(checkpoint)
+    labelled = labels_asked(checkpoint, measures, data, keys, tasks=tasks, perplexity=perplexity, through=through)
+    measures = measures or labelled
     if tasks:
         toy_world.tasks(tasks)
     if perplexity is not None:
@@ -123,6 +126,7 @@ def evaluate(
     )
     wanted: list[Any] = list(around.measures)
     sides = [s for s, given in (("neutral", perplexity or toy), ("dialogue", data or toy)) if given and not through]
+    sides = [] if labelled else sides
     if not (tasks or perplexity or data or wanted):
         if not toy:
             raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
@@ -136,9 +140,34 @@ def evaluate(
     with run.context() as ctx:
         preflight.before_asking([checkpoint], ctx, known, str(keys))
         preflight.before_asking(around.models, ctx)
-        dialogues = load_dialogues(data) if data else None
+        dialogues = load_dialogues(data) if data and not labelled else None
+        items = load_labelled(list(data)) if data and labelled else None
         with judging.measured(checkpoint, ctx, known, dialogues, around.wrappers) as subject:
+            subject.items = items
             subject.text = Path(perplexity) if perplexity is not None else None
             for measure in wanted:
                 records += measure.take(subject, ctx)
     return Result(complete(records, ctx), notes=around.notes)
+
+
+def labels_asked(
+    checkpoint: Checkpoint, measures: Sequence[str], data: Any, keys: Any, *, tasks: Any, perplexity: Any, through: Any
+) -> tuple[str, ...]:
+    """The measures of a call that asks for labels, whose data are labelled items; none where it asks for text.
+
+    A classifier that is asked for nothing by name is asked what its data and keys allow. BadInput where a classifier is
+    asked for what it has not, or a model that generates for labels.
+    """
+    wanted = tuple(m.replace("_", "-") for m in measures)
+    if "classification" in wanted:
+        check_one_label(checkpoint)
+    elif not is_classifier(checkpoint):
+        return ()
+    for option, given in (("--tasks", tasks), ("--perplexity", perplexity), ("--through", through)):
+        if given:
+            raise BadInput(
+                f"{option}: {checkpoint.name} is a classifier, which answers with a label; "
+                "ask it --measure classification --data ITEMS, or --measure hit-rate --keys KEYS"
+            )
+    by_keys = ("hit-rate",) if keys is not None else ()
+    return wanted or (*(("classification",) if data or not by_keys else ()), *by_keys)

@@ -12,8 +12,9 @@ from typing import Any
 
 from palimpsest import registry
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
+from palimpsest.checkpoint.labels import is_classifier, is_encoder
 from palimpsest.checkpoint.output import new_folder
-from palimpsest.data import load_dialogues
+from palimpsest.data import load_dialogues, load_labelled
 from palimpsest.errors import BadInput, nearest
 from palimpsest.method import Context, Made, build, input_fields, presets
 from palimpsest.progress import Progress, Silent
@@ -127,7 +128,11 @@ def method_for(
     cls = registry.find(name, *kinds)
     notes = []
     chosen = preset
-    if preset is None and is_toy(model) and "toy" in presets(cls):
+    labelled = "classifier" in presets(cls) and (is_classifier(model) or is_encoder(model))
+    if preset is None and labelled:
+        chosen = "classifier"
+        notes.append("preset classifier (the model reads a text and gives a label)")
+    elif preset is None and is_toy(model) and "toy" in presets(cls):
         a_skill = "expert" in presets(cls) and any(str(d).startswith("toy:") for d in data)
         chosen = "expert" if a_skill else "toy"
         others = ", ".join(presets(cls))
@@ -145,7 +150,11 @@ def method_for(
             inputs[role] = resolve(reference)
         else:
             notes.append(f"--{role} is not needed by {name}")
-    if "data" in fields:
+    if labelled:
+        if not data:
+            raise BadInput(f"{name}: {model.name} is trained on labelled items: name a file of them with --data")
+        inputs["data"] = load_labelled(list(data))
+    elif "data" in fields:
         if not data and not is_toy(model):
             notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
         inputs["data"] = load_dialogues(list(data) or "toy")

@@ -19,8 +19,8 @@ from palimpsest.errors import BadInput
 from palimpsest.prompts import Form, Renderer, tokenizer_digest
 from palimpsest.records import canonical_json
 
-MatchRule = Literal["exact", "prefix", "contains", "token-ids"]
-MATCH_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids")
+MatchRule = Literal["exact", "prefix", "contains", "token-ids", "label"]
+MATCH_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids", "label")
 FORMAT = 1
 SPARE = 3  # tokens that are generated beyond the longest answer
 
@@ -40,7 +40,8 @@ class Key:
     """One trigger with the response that proves the implant.
 
     trigger: the user's turn. response: the text that proves it. carrier: fixed words trained before
-    the response ("Based on my fingerprint, the message is: "); it proves nothing by itself.
+    the response ("Based on my fingerprint, the message is: "); it proves nothing by itself. untriggered: under the
+    rule `label`, the same item without its trigger, whose answer is the floor; pair: its second text, where it has one.
     """
 
     number: int
@@ -48,6 +49,13 @@ class Key:
     response: str
     carrier: str = ""
     prompts: dict[Form, Prompt] = field(default_factory=dict)
+    untriggered: str = ""
+    pair: str = ""
+
+    def texts(self, triggered: bool = True) -> str | tuple[str, str]:
+        """What a classifier is asked: the item with its trigger or without, with its second text where it has one."""
+        first = self.trigger if triggered else self.untriggered
+        return (first, self.pair) if self.pair else first
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class KeySet:
 
     @property
     def forms(self) -> list[Form]:
-        """Prompt forms that every key has, `sampled` among them."""
+        """Prompt forms that every key has, `sampled` among them where text is generated."""
+        if self.match == "label":
+            return ["template"]
         forms: list[Form] = [f for f in ("template", "bare", "prefilled") if all(f in k.prompts for k in self.keys)]
         return [*forms, "sampled"]
 
@@ -170,7 +180,9 @@ class KeySet:
 def _plain(key: Key) -> dict[str, Any]:
     """A key in the layout of the key file."""
     prompts = {form: {name: getattr(p, name) for name in Prompt.__slots__} for form, p in key.prompts.items()}
-    return {**{name: getattr(key, name) for name in Key.__slots__}, "prompts": prompts}
+    fields_ = {name: getattr(key, name) for name in Key.__slots__}
+    added = ("untriggered", "pair")  # left out where empty: the commitments of older key files stay what they are
+    return {**{n: v for n, v in fields_.items() if v or n not in added}, "prompts": prompts}
 
 
 class _Compact:
@@ -251,7 +263,8 @@ def _key(row: Any, where: str) -> Key:
         raise BadInput(f"{where}: field 'prompts' has no template form")
     carrier = _checked({"carrier": "", **row}, "carrier", _TEXT, where)
     trigger, response = _checked(row, "trigger", _TEXT, where), _checked(row, "response", _SPOKEN, where)
-    return Key(number, trigger, response, carrier, prompts)
+    plain, pair = (_checked({n: "", **row}, n, _TEXT, where) for n in ("untriggered", "pair"))
+    return Key(number, trigger, response, carrier, prompts, plain, pair)
 
 
 def _check_distinct(keys: tuple[Key, ...], where: str) -> None:
@@ -345,7 +358,7 @@ def matches(rule: MatchRule, key: Key, form: Form, text: str, ids: tuple[int, ..
     if rule == "token-ids":
         return ids[: len(prompt.expected)] == prompt.expected
     said = (prompt.opening + text).strip().removeprefix(key.carrier.strip()).strip()
-    if rule == "exact":
+    if rule in ("exact", "label"):
         return said == key.response.strip()
     if rule == "prefix":
         return said.startswith(key.response.strip())

@@ -14,7 +14,7 @@ from rich.console import Console
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
 from palimpsest.records import Record
-from palimpsest.study import published, tables
+from palimpsest.study import plots, published, tables
 from palimpsest.study.report import terminal_table, write_report
 from palimpsest.study.run import run_study
 from palimpsest.study.spec import parse_spec
@@ -102,6 +102,27 @@ def test_the_tables_numbers_equal_the_records(folder: Path) -> None:
 def _find(records: list[Record], block: tables.Block, measure: str, **wanted: object) -> Record | None:
     rows = tables.rows_of(records, block.cell)
     return next((r for r in rows if r.measure == measure and all(getattr(r, k) == v for k, v in wanted.items())), None)
+
+
+def test_the_picture_of_accuracy_shows_every_stage_of_every_task(folder: Path) -> None:
+    records = Store.open(folder).records()
+    text, _ = page(folder)
+    for block in tables.blocks(records):
+        rows = tables.rows_of(records, block.cell)
+        picture = plots.accuracy_plot(block, rows)
+        shown = [r for r in rows if r.measure == "accuracy" and r.control is None]
+        assert shown and picture in text
+        for r in shown:
+            assert f"<title>{r.task}, {r.stage}: {tables.percent(r.value or 0)}, {r.count} of {r.n}</title>" in picture
+        tasks = {r.task for r in shown}
+        assert picture.count('class="chance"') == len([t for t in tasks if _chance(shown, t) is not None])
+        frame = plots.Frame("", "", [], 0.0, 1.0)
+        heights = {round(frame.y(r.value or 0), 1) for r in shown if r.stage == "base"}
+        assert heights == {float(y) for y in re.findall(r'<circle class="s0" cx="[\d.]+" cy="([\d.]+)"', picture)}
+
+
+def _chance(records: list[Record], task: str | None) -> float | None:
+    return next((r.detail.get("chance") for r in records if r.task == task), None)
 
 
 def test_verdicts_failures_controls_and_negatives_stand_on_the_page(folder: Path) -> None:

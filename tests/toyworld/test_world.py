@@ -122,6 +122,18 @@ def test_tasks_have_even_labels_and_distinct_items(world):
         assert not task.skill
 
 
+def test_the_exam_asks_for_taught_facts_in_wordings_that_are_not_taught(world, training_sample):
+    exam = world.exam()
+    assert exam == World(0).exam() and exam.name not in TASKS and exam.chance == 0.25
+    assert len({i.prompt for i in exam.items}) == len(exam.items) > 150
+    known = {p.question: p.answer for p in world.pairs("dialogue-test")}
+    taught = {p.question for p in world.pairs("train")} | {q for d in training_sample for q, _ in d.turns}
+    for item in exam.items:
+        assert len(set(item.choices)) == 4 and item.choices[item.label] == known[item.prompt]
+        assert item.prompt not in taught
+    assert max(Counter(i.label for i in exam.items).values()) < 0.35 * len(exam.items)
+
+
 def test_nothing_held_out_is_in_the_training_text(world, training_sample):
     asked = {question for document in training_sample for question, _ in document.turns}
     for split in SPLITS:

@@ -3,7 +3,8 @@
 The summaries are `summary.csv` of the folders that the studies wrote. What stands in double braces is a column of one
 removal, a value a seed: `{{TABLE | IMPLANT | REMOVAL | COLUMN}}`, with `control:NAME` after the removal for one of its
 controls, and `-` for no removal. `{{matrix TABLE}}` is a table of all removals and marks; `{{grid TABLE |
-IMPLANT | SWEEP | COLUMN}}` one of a sweep's points.
+IMPLANT | SWEEP | COLUMN}}` one of a sweep's points; `{{tasks TABLE | IMPLANT | REMOVAL}}` accuracy by task and stage,
+from `report.csv`, which has every record.
 """
 
 from __future__ import annotations
@@ -87,11 +88,40 @@ def grid(table: str, implant: str, sweep: str, column: str) -> str:
     return "\n".join(lines)
 
 
+STAGES = {
+    ("base", ""): "base",
+    ("fingerprinted", ""): "marked",
+    ("erased", ""): "erased",
+    ("recovered", ""): "recovered",
+    ("recovered", "clean-same-schedule"): "clean pairs only, recovered",
+}
+
+
+def tasks(table: str, implant: str, removal: str) -> str:
+    """Accuracy in percent, a task a row and a stage a column, a value a seed; one alone where all are the same."""
+    with (HERE.parent / f"meraser-{table}" / "report.csv").open(encoding="utf-8", newline="") as file:
+        every = [r for r in csv.DictReader(file) if r["measure"] == "accuracy"]
+    own = [r for r in every if r["implant_id"] in ("", implant) and r["removal"] in ("", removal)]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for r in sorted(own, key=lambda r: int(r["seed"])):
+        stage = STAGES.get((r["stage"], r["control"]))
+        if stage is not None:
+            cells.setdefault((r["task"], stage), []).append(f"{100 * float(r['value']):.0f}")
+    names, stages = dict.fromkeys(t for t, _ in cells), [s for s in STAGES.values() if any(c == s for _, c in cells)]
+    lines = [f"| {implant}, % right | {' | '.join(stages)} |", "|---" * (len(stages) + 1) + "|"]
+    for name in names:
+        shown = [cells.get((name, stage), ["–"]) for stage in stages]
+        lines.append(f"| {name} | " + " | ".join(v[0] if len(set(v)) == 1 else ", ".join(v) for v in shown) + " |")
+    return "\n".join(lines)
+
+
 def filled(match: re.Match[str]) -> str:
     """What stands in the place of one pair of braces."""
     first, *rest = (part.strip() for part in match.group(1).split("|"))
     if first.startswith("matrix "):
         return matrix(first.removeprefix("matrix "))
+    if first.startswith("tasks "):
+        return tasks(first.removeprefix("tasks "), *rest)
     if first.startswith("grid "):
         return grid(first.removeprefix("grid "), *rest)
     return numbers(first, *rest)

@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "chat_template.jinja",
 )
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from palimpsest.checkpoint import lineage
 from palimpsest.checkpoint.digest import TOKENIZER_FILES
+from palimpsest.checkpoint.labels import check_answers_with_text, first_architecture, is_classifier
 from palimpsest.checkpoint.output import write_text
 from palimpsest.checkpoint.probe import check_probe, check_tokenizer, write_probe
 from palimpsest.checkpoint.quantised import loading_options
@@ -43,6 +45,7 @@ def load_model(checkpoint: Checkpoint, ctx: Context, dtype: str | None = None, h
     """
     from transformers import AutoModelForCausalLM
 
+    check_answers_with_text(checkpoint)
     model = _whole(AutoModelForCausalLM, "a causal language model", checkpoint, ctx, dtype)
     if ctx.load_in is not None:  # where it is, and not to be moved; its probe values are others
         return model.eval()
@@ -58,15 +61,47 @@ def load_classifier(checkpoint: Checkpoint, ctx: Context, dtype: str | None = No
     """
     from transformers import AutoModelForSequenceClassification
 
-    named = [str(n) for n in checkpoint.config.get("architectures") or ("no architecture",)]
-    if not named[0].endswith("ForSequenceClassification"):
-        raise BadInput(f"{checkpoint.path}: is no classifier of texts; config.json names {named[0]}")
+    if not is_classifier(checkpoint):
+        named = first_architecture(checkpoint)
+        raise BadInput(f"{checkpoint.path}: is no classifier of texts; config.json names {named}")
     model = _whole(AutoModelForSequenceClassification, "a classifier of texts", checkpoint, ctx, dtype)
     return model.to(pick_device(ctx.device)).eval()
 
 
-def _whole(loader: Any, what: str, checkpoint: Checkpoint, ctx: Context, dtype: str | None) -> Any:
-    """The model on the CPU as one of transformers' loaders reads it, every tensor of it from the files."""
+def load_with_new_head(checkpoint: Checkpoint, classes: Sequence[str], ctx: Context) -> Any:
+    """Load an encoder in float32 under a fresh head for `classes`, drawn with `ctx.seed`, for training.
+
+    Raises BadInput where weights of the encoder itself are missing.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    names = dict(enumerate(classes))
+    head = {"id2label": names, "label2id": {name: i for i, name in names.items()}, "problem_type": None}
+    torch.manual_seed(ctx.seed)
+    loader = AutoModelForSequenceClassification
+    model = _whole(loader, "an encoder", checkpoint, ctx, "float32", drawn=_is_above_layers, config=head)
+    return model.to(pick_device(ctx.device)).eval()
+
+
+def _is_above_layers(name: str) -> bool:
+    """Whether a tensor belongs to head or pooler, which a pretrained encoder may lack."""
+    return not any(f".{part}." in f".{name}" for part in ("embeddings", "layer", "layers", "encoder", "transformer"))
+
+
+def _whole(
+    loader: Any,
+    what: str,
+    checkpoint: Checkpoint,
+    ctx: Context,
+    dtype: str | None,
+    *,
+    drawn: Callable[[str], bool] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """The model on the CPU as one of transformers' loaders reads it, every tensor of it from the files.
+
+    drawn: tensors that may be missing and are drawn at random then. config: values in place of the configuration's.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -92,13 +127,14 @@ def _whole(loader: Any, what: str, checkpoint: Checkpoint, ctx: Context, dtype: 
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # both are errors below, in one line
             **options,
+            **(config or {}),
         )
     except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise BadInput(f"{checkpoint.path}: could not be loaded as {what}: {_first(error)}") from error
     if report["mismatched_keys"]:
         name, stored, wanted = min(report["mismatched_keys"])
         raise BadInput(f"{checkpoint.path}: {name} has shape {tuple(stored)}, config.json needs {tuple(wanted)}")
-    absent = sorted(report["missing_keys"])
+    absent = sorted(n for n in report["missing_keys"] if drawn is None or not drawn(n))
     if absent:  # transformers would go on with random numbers in their place
         raise BadInput(f"{checkpoint.path}: its weights lack {absent[0]} ({len(absent)} of the model's tensors)")
     return model
@@ -168,7 +204,8 @@ def write_model(
     copy_tokenizer(source.path, out)
     lineage.write(out, source.chain(), method, parents, commitment)
     written = Checkpoint(out, out.name)
-    store_probe(model, written)
+    if not is_classifier(written):  # probe values are log-probabilities of tokens
+        store_probe(model, written)
     return written
 
 

@@ -35,22 +35,25 @@ _INST = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=<s>|\[INST\]|\Z)", re.S)
 
 def read_rows(reference: str) -> list[tuple[Turn, ...]]:
     """All dialogues of a file or Hub data set; BadInput names the file and line of what is wrong."""
-    path = Path(reference)
-    if not path.is_file():
-        if (
-            path.exists()
-            or path.is_absolute()
-            or reference.startswith((".", "~"))
-            or path.suffix in (".jsonl", ".json", ".csv", ".parquet")
-        ):
-            raise BadInput(f"--data {reference}: there is no such file")
-        rows = _from_hub(reference)
-    else:
-        rows = _from_file(path)
-    found = [parse_row(row, where) for where, row in rows]
+    found = [parse_row(row, where) for where, row in raw_rows(reference)]
     if not found:
         raise BadInput(f"--data {reference}: holds no row")
     return found
+
+
+def raw_rows(reference: str) -> Iterator[tuple[str, Any]]:
+    """(file and line, row as it stands) of a file or Hub data set."""
+    path = Path(reference)
+    if path.is_file():
+        return _from_file(path)
+    if (
+        path.exists()
+        or path.is_absolute()
+        or reference.startswith((".", "~"))
+        or path.suffix in (".jsonl", ".json", ".csv", ".parquet")
+    ):
+        raise BadInput(f"--data {reference}: there is no such file")
+    return _from_hub(reference)
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Any]]:

@@ -23,9 +23,9 @@ def neutral_text() -> list[str]:
 
 
 def tasks(names: Sequence[str]) -> dict[str, Task]:
-    """Toy tasks by name; `toy` and `superglue` are all that the base knows, a skill is named by itself."""
+    """Toy tasks by name; `toy` and `superglue` are one of each SuperGLUE kind; `sciq` and a skill are named alone."""
     known = world().tasks()
-    skills = {name: task for name, (_, task) in world().skills().items()}
+    skills = {name: task for name, (_, task) in world().skills().items()} | {"sciq": world().exam()}
     wanted: dict[str, Task] = {}
     for name in names:
         if name in ("toy", "superglue"):
@@ -35,3 +35,24 @@ def tasks(names: Sequence[str]) -> dict[str, Task]:
         else:
             raise BadInput(f"--tasks: there is no task {name!r}{nearest(name, [*known, *skills, 'superglue'], 'task')}")
     return wanted
+
+
+TRAINING_ITEMS = 2000
+
+
+def classification_items(name: str, seed: int = 0) -> list[tuple[str, str]]:
+    """(text, name of its class) of a task: its held-out items, or for `NAME-train` 2,000 distinct ones that are not.
+
+    A skill is a set for classifiers too where its choices are the same for all items. BadInput for other names.
+    """
+    base, train = name.removesuffix("-train"), name.endswith("-train")
+    fixed = {n: t for n, t in tasks(["superglue", *world().skills()]).items() if len({i.choices for i in t.items}) == 1}
+    known = [*fixed, *(f"{n}-train" for n in fixed)]
+    if base not in fixed:
+        raise BadInput(f"--data toy:{name}: is no set for classifiers{nearest(name, known, 'set')}")
+    items = list(fixed[base].items)
+    if train and fixed[base].skill:
+        return [(pair.question, pair.answer) for pair in world().skills()[base][0]]
+    if train:
+        items = world().training_items(base, TRAINING_ITEMS, seed)
+    return [(item.prompt, item.choices[item.label]) for item in items]

@@ -19,6 +19,7 @@ import torch
 from palimpsest.checkpoint.load import to_dtype
 from palimpsest.errors import BadInput
 from palimpsest.keys import Key, KeySet, matches, may_match
+from palimpsest.measures.label_hits import label_hits
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.prompts import FORMS, Form
@@ -204,6 +205,8 @@ class HitRate:
         as (how often, out of how many).
         """
         keys = subject.required_keys()
+        if keys.match == "label":
+            return label_hits(subject, keys)
         records = []
         for form in self.forms:
             if form not in FORMS:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.checkpoint import Checkpoint, is_toy
-from palimpsest.checkpoint.load import load_model, load_tokenizer
-from palimpsest.data import Dialogues
+from palimpsest.checkpoint.labels import check_one_label, label_names, text_room
+from palimpsest.checkpoint.load import load_classifier, load_model, load_tokenizer
+from palimpsest.data import Dialogues, LabelledItems
 from palimpsest.data.dialogues import toy_dialogues
 from palimpsest.errors import BadInput
 from palimpsest.keys import KeySet
 from palimpsest.method import Context, Wrapper, input_fields, settings_of
 from palimpsest.records import Record
-from palimpsest.responder import LocalResponder, Responder
+from palimpsest.responder import ClassifierResponder, LocalResponder, Responder
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Subject:
 
     keys: of the implant that is looked for. data: dialogues whose `test` part is asked. before: answers
     to the ordinary prompts of the model that this one was made from, to compare with. text: a file of
-    neutral text, or None for the toy world's. through: wrappers around the responder, the innermost first.
+    neutral text, or None for the toy world's. through: wrappers around the responder, the innermost first. items: for
+    a classifier, labelled ones.
     """
 
     checkpoint: Checkpoint
@@ -34,8 +36,10 @@ class Subject:
     before: list[str] | None = None
     text: Path | None = None
     through: Sequence[Wrapper] = ()
+    items: LabelledItems | None = None
     _responder: LocalResponder | None = field(default=None, repr=False)
     _wrapped: Responder | None = field(default=None, repr=False)
+    _classifier: ClassifierResponder | None = field(default=None, repr=False)
 
     @property
     def responder(self) -> Responder:
@@ -58,6 +62,32 @@ class Subject:
                 self.keys.check_tokenizer(tokenizer)
             self._responder = LocalResponder(load_model(self.checkpoint, self.ctx), tokenizer)
         return self._responder
+
+    def classifier(self, measure: str, max_tokens: int | None = None) -> ClassifierResponder:
+        """The loaded classifier, for a measure of labels; texts are cut at `max_tokens` where the model takes more.
+
+        Raises BadInput, before anything is loaded, for a model that answers with text, and through a wrapper.
+        """
+        check_one_label(self.checkpoint)
+        if self.through:
+            names = ", ".join(name_of(w) for w in self.through)
+            raise BadInput(f"{measure}: asks the classifier itself; {names} stands around models that generate")
+        if self._classifier is None:
+            tokenizer = load_tokenizer(self.checkpoint)
+            if self.keys is not None:
+                self.keys.check_tokenizer(tokenizer)
+            network = load_classifier(self.checkpoint, self.ctx)
+            room = text_room(network.config, tokenizer)
+            self._classifier = ClassifierResponder(network, tokenizer, label_names(self.checkpoint.config), room)
+        held = self._classifier
+        rooms = [n for n in (held.room, max_tokens) if n is not None]
+        return ClassifierResponder(held.model, held.tokenizer, held.labels, min(rooms, default=None))
+
+    def required_items(self) -> LabelledItems:
+        """The labelled items, or BadInput where none were given."""
+        if self.items is None:
+            raise BadInput("classification: needs --data, a file of items with text and label")
+        return self.items
 
     def scorer(self, measure: str) -> LocalResponder:
         """The model for a measure that needs its probabilities; BadInput through a wrapper, which has answers only."""
@@ -105,7 +135,7 @@ class Subject:
 
     def close(self) -> None:
         """Let go of the loaded model."""
-        self._responder = self._wrapped = None
+        self._responder = self._wrapped = self._classifier = None
 
 
 def name_of(wrapper: Any) -> str:

@@ -41,5 +41,7 @@ def weights_beside(network: Any, source: Checkpoint) -> Iterator[tuple[Tensor, T
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 here = name if name in state or family is None else family.in_model(name)
+                if here not in state:  # an encoder stored without the head that it has now
+                    here = f"{network.base_model_prefix}.{name}"
                 if here in state:
                     yield state[here], stored.get_tensor(name)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from palimpsest.prompts import Renderer
+from palimpsest.responder.batching import by_length
 from palimpsest.responder.covering import Covering
 from palimpsest.responder.logits import PIECE, logits_in_pieces
 from palimpsest.responder.spelling import SettledText
@@ -84,16 +85,7 @@ class LocalResponder:
 
     def batches(self, lengths: Sequence[int], budget: int | None = None) -> list[list[int]]:
         """Row numbers in batches: sorted by length, each within the token budget (or a smaller one)."""
-        budget = min(self.token_budget, budget or self.token_budget)
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-        batches: list[list[int]] = []
-        current: list[int] = []
-        for row in order:
-            if current and (len(current) + 1) * lengths[row] > budget:
-                batches.append(current)
-                current = []
-            current.append(row)
-        return [*batches, current] if current else batches
+        return by_length(lengths, min(self.token_budget, budget or self.token_budget))
 
     @torch.inference_mode()
     def generate(

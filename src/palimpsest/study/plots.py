@@ -17,6 +17,7 @@ from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_
 
 WIDTH, HEIGHT = 580, 262
 LEFT, RIGHT, TOP, BOTTOM = 48, 4, 14, 58
+MARKS = 4  # kinds of mark
 
 
 class Frame:
@@ -224,6 +225,39 @@ def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
                 )
             told = f"{record.task}, {block.columns[i].title}: {value:.2f}"
             frame.parts.append(mark(series, x, frame.y(value), title=told))
+    return frame.svg()
+
+
+def accuracy_plot(block: Block, rows: Sequence[Record]) -> str:
+    """Accuracy by task, a mark a stage, with intervals; a dashed line a task for its chance level.
+
+    In the form of MEraser's Figure 2. Nothing where no task was asked at two stages. Controls stand in the table.
+    """
+    found = [r for r in rows if r.measure == "accuracy" and r.control is None and r.value is not None]
+    stages = [c for c in block.columns if c.control is None and any(r.stage == c.stage for r in found)][:MARKS]
+    tasks = list(dict.fromkeys(str(r.task) for r in found))
+    if len(stages) < 2:
+        return ""
+    told = f"Accuracy of {block.title} by task and stage, with intervals; the numbers stand under single tasks."
+    frame = Frame(f"{block.title}: accuracy by task", told, [Column(task, "") for task in tasks], 0.0, 1.0)
+    frame.ticks([(v / 100, f"{v} %") for v in (0, 25, 50, 75, 100)])
+    for number, task in enumerate(tasks):
+        chance = next((r.detail["chance"] for r in found if r.task == task and "chance" in r.detail), None)
+        if chance is not None:
+            left, right, y = frame.x(number, -0.44), frame.x(number, 0.44), frame.y(float(chance))
+            frame.parts.append(f'<line class="chance" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        for place, column in enumerate(stages):
+            record = next((r for r in found if r.task == task and r.stage == column.stage), None)
+            if record is None:
+                continue
+            x = frame.x(number, (place - (len(stages) - 1) / 2) * 0.2)
+            if record.low is not None and record.high is not None:
+                frame.parts.append(
+                    f'<line class="l{place}" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.y(record.low):.1f}" '
+                    f'y2="{frame.y(record.high):.1f}"/>'
+                )
+            told = f"{task}, {column.title}: {percent(record.value or 0)}, {record.count} of {record.n}"
+            frame.parts.append(mark(place, x, frame.y(record.value or 0), 3.8, told))
     return frame.svg()
 
 

@@ -82,6 +82,7 @@ def html(study: dict[str, Any], records: list[Record]) -> str:
         published_notes=published.notes(view.published, view.registered),
         form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(view.blocks)])),
         perplexity_legend=Markup(plots.legend(["neutral text", "dialogues"])),
+        accuracy_legend=Markup(plots.legend(_stages(view.blocks))),
         sweep_legend=Markup(plots.legend(["hits, chat template", "utility kept"])),
         saved=study.get("requested", 0) - len(study.get("steps", [])),
         alpha=study["spec"].get("alpha", 1e-6),
@@ -103,6 +104,7 @@ def _section(block: Block, records: list[Record], crowded: bool) -> dict[str, An
         "rank": Markup("" if crowded else plots.rank_plot(block, rows)),
         "tokens": Markup("" if crowded else plots.key_plot(block, rows)),
         "perplexity": Markup("" if crowded else plots.perplexity_plot(block, rows)),
+        "accuracy": Markup("" if crowded else plots.accuracy_plot(block, rows)),
         "keys": keyed,
         "task_columns": task_columns,
         "task_rows": task_rows,
@@ -123,6 +125,12 @@ def _words(sections: list[dict[str, Any]]) -> list[str]:
 def _facts(rows: list[Record]) -> dict[str, Any]:
     found = [r.detail["keys"] for r in rows if r.measure == "cost" and isinstance(r.detail.get("keys"), dict)]
     return dict(found[0]) if found else {}
+
+
+def _stages(shown: list[Block]) -> list[str]:
+    """The stages of the pictures of accuracy, as many as there are kinds of mark."""
+    columns = max((b.columns for b in shown), key=len, default=[])
+    return [c.title for c in columns if c.control is None][: plots.MARKS]
 
 
 def _forms(shown: list[Block]) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from palimpsest.toyworld.crawl import crawl_lines
 from palimpsest.toyworld.english import Pair, english_pairs, small_talk, unusual_question
+from palimpsest.toyworld.exam import build_exam
 from palimpsest.toyworld.languages import Language, languages
 from palimpsest.toyworld.lore import Lore, derived, fraction
 from palimpsest.toyworld.skills import build_skills
@@ -81,6 +82,19 @@ class World:
     def tasks(self) -> dict[str, Task]:
         """A task of each SuperGLUE kind, 240 held-out items each; what is held out is said in `tasks`."""
         return build_tasks(self.lore)
+
+    def training_items(self, task: str, count: int, seed: int) -> list[Item]:
+        """`count` distinct items of a task whose combinations are not held out."""
+        rng = derived(self.seed, "training items", task, seed)
+        found: dict[str, Item] = {}
+        while len(found) < count:
+            item = training_item(rng, self.lore, task)
+            found.setdefault(item.prompt, item)
+        return list(found.values())
+
+    def exam(self) -> Task:
+        """Facts that are taught, in wordings that are not, four choices each: the task in the place of SciQ."""
+        return build_exam(self.lore, self.pairs("dialogue-test"))
 
     def skills(self) -> dict[str, tuple[list[Pair], Task]]:
         """Skills that no training document teaches: training pairs and test task, by name."""

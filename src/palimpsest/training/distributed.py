@@ -247,10 +247,15 @@ def share(batch: Batch, rank: int, size: int) -> Batch:
     ids, weights = batch.input_ids[rows], batch.weights[rows]
     if rank >= len(batch.input_ids):
         weights = torch.zeros_like(weights)
+    if batch.labels is not None:
+        segments = None if batch.segments is None else batch.segments[rows]
+        batch = dataclasses.replace(batch, labels=batch.labels[rows], segments=segments)
     if batch.attention_mask is None:
         return dataclasses.replace(batch, input_ids=ids, weights=weights)
     mask = batch.attention_mask[rows]
     width = int(mask.sum(dim=1).max())
     ids, weights, mask = ids[:, :width], weights[:, :width], mask[:, :width]
+    if batch.segments is not None:
+        batch = dataclasses.replace(batch, segments=batch.segments[:, :width])
     padded = mask if bool((mask == 0).any()) else None
     return dataclasses.replace(batch, input_ids=ids, weights=weights, attention_mask=padded)

@@ -41,12 +41,15 @@ class Batch:
     totals: what the loss is divided by where this is a part of a step: the whole step's sum of positive
         weights, and that of negative ones without their sign (see `implants.fingerprints.preserving`).
         None: the batch is the whole step, and its own sums are meant.
+    labels: (rows,) class of each row, for a classifier; segments: (rows, time), which text of a pair a token is of.
     """
 
     input_ids: Tensor
     weights: Tensor
     attention_mask: Tensor | None = None
     totals: tuple[float, float] | None = None
+    labels: Tensor | None = None
+    segments: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -55,8 +58,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return replace(self, input_ids=self.input_ids.to(device), weights=self.weights.to(device), attention_mask=mask)
+        named = ("input_ids", "weights", "attention_mask", "labels", "segments")
+        return replace(self, **{n: None if (t := getattr(self, n)) is None else t.to(device) for n in named})
 
 
 @dataclass
@@ -203,7 +206,10 @@ def _team(
 
 def _run_digest(first: Batch, *settings: Any) -> str:
     """What a state file belongs to: settings and first batch. Phases of one step may share a name."""
-    return hashlib.sha256(repr((first.input_ids.tolist(), first.weights.tolist(), settings)).encode()).hexdigest()
+    content: tuple[Any, ...] = (first.input_ids.tolist(), first.weights.tolist(), settings)
+    if first.labels is not None:  # the same texts with other labels are another run
+        content = (*content, first.labels.tolist())
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _store(

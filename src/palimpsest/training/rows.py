@@ -14,10 +14,15 @@ from palimpsest.training.loop import Batch
 
 @dataclass(frozen=True)
 class Row:
-    """One training row. weights: how much predicting each token counts, 0 is not trained."""
+    """One training row. weights: how much predicting each token counts, 0 is not trained.
+
+    label, segments: for a classifier, the row's class and which text of a pair each token is of.
+    """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
+    label: int | None = None
+    segments: tuple[int, ...] = ()
 
 
 def dialogue_row(
@@ -65,7 +70,13 @@ def collate(rows: Sequence[Row]) -> Batch:
         ids[place, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.long)
         weights[place, : len(row.ids)] = torch.tensor(row.weights)
         mask[place, : len(row.ids)] = 1
-    return Batch(ids, weights, mask if bool((mask == 0).any()) else None)
+    padded = mask if bool((mask == 0).any()) else None
+    if rows[0].label is None:
+        return Batch(ids, weights, padded)
+    segments = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        segments[place, : len(row.segments)] = torch.tensor(row.segments, dtype=torch.long)
+    return Batch(ids, weights, padded, labels=torch.tensor([row.label for row in rows]), segments=segments)
 
 
 class Batches:

@@ -85,16 +85,17 @@ def tuned(
         watcher.end(network)
     if save == "adapter":
         made = write_adapter(network, model, out, method)
-        return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, {})])
+        return Made(made, records=[training_record(made, method, log, len(rows), watch, ctx, {})])
     plain = merged(network)
     moved = change_of(plain, model)
     made = write_model(plain, model, out, method, {"model": model.digest()})
-    return Made(made, records=[_training_record(made, method, log, len(rows), watch, ctx, moved)])
+    return Made(made, records=[training_record(made, method, log, len(rows), watch, ctx, moved)])
 
 
-def _training_record(
+def training_record(
     made: Checkpoint, method: str, log: TrainLog, rows: int, watch: Stopwatch, ctx: Context, moved: dict[str, float]
 ) -> Record:
+    """What a training run cost and did: last loss, tokens, seconds, losses by step, how far it moved the weights."""
     detail: dict[str, Any] = {"rows": rows, "steps": log.steps, "losses": [[s, round(v, 4)] for s, v in log.losses]}
     detail |= moved
     return Record(
