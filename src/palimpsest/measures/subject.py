@@ -23,8 +23,9 @@ class Subject:
     """A checkpoint under measurement; its model is loaded when first asked for.
 
     keys: of the implant that is looked for. data: dialogues whose `test` part is asked. before: answers
-    to the ordinary prompts of the model that this one was made from, to compare with. text: a file of
-    neutral text, or None for the toy world's. through: wrappers around the responder, the innermost first.
+    to the ordinary prompts of the model that this one was made from, to compare with. text: neutral text (a file
+    or a corpus, see `data.texts`), or None for the toy world's. through: wrappers around the responder, the
+    innermost first.
     """
 
     checkpoint: Checkpoint
@@ -32,7 +33,7 @@ class Subject:
     keys: KeySet | None = None
     data: Dialogues | None = None
     before: list[str] | None = None
-    text: Path | None = None
+    text: str | Path | None = None
     through: Sequence[Wrapper] = ()
     _responder: LocalResponder | None = field(default=None, repr=False)
     _wrapped: Responder | None = field(default=None, repr=False)
