@@ -117,9 +117,7 @@ def test_what_looks_like_a_file_is_not_asked_of_the_hub(name: str, monkeypatch: 
         ("a.parquet", b"PAR1", "cannot be read"),
     ],
 )
-def test_files_that_cannot_be_read_name_file_and_line(
-    tmp_path: Path, name: str, content: bytes, problem: str
-) -> None:
+def test_files_that_cannot_be_read_name_file_and_line(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=problem):
         read_texts(tmp_path / name)

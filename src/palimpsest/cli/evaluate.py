@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,9 +34,9 @@ def evaluate(
         int | None, typer.Option(help="Perplexity: tokens that each further window predicts (default: half of it).")
     ] = None,
     bos: Annotated[
-        str | None, typer.Option(help="Perplexity: BOS before windows: auto (tokenizer's habit), always, first, never.")
+        str | None, typer.Option(help="Perplexity: BOS before windows: auto (the tokenizer's), always, first, never.")
     ] = None,
-    documents: Annotated[int | None, typer.Option(help="Perplexity: at most this many documents (default 100).")] = None,
+    documents: Annotated[int | None, typer.Option(help="Perplexity: at most this many documents (100).")] = None,
     data: opt.Data = None,
     keys: opt.Keys = None,
     measure: Annotated[

@@ -129,7 +129,9 @@ def _files(folder: Path, split: str) -> list[Path]:
     chosen = [p for p in found if of(p) == wanted]
     if not chosen:
         known = ", ".join(s or "(none)" for s in splits)
-        raise BadInput(f"{OPTION} {folder}: has no split {wanted or SPLIT!r}; its files are of {known}: say FOLDER:SPLIT")
+        raise BadInput(
+            f"{OPTION} {folder}: has no split {wanted or SPLIT!r}; its files are of {known}: say FOLDER:SPLIT"
+        )
     return chosen
 
 

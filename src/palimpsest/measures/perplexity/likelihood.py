@@ -67,9 +67,7 @@ def window_sums(
     return found
 
 
-def text_likelihoods(
-    responder: LocalResponder, texts: Sequence[str], reading: Reading | int = 512
-) -> list[Likelihood]:
+def text_likelihoods(responder: LocalResponder, texts: Sequence[str], reading: Reading | int = 512) -> list[Likelihood]:
     """Likelihood of each document that has a token to predict, in the windows of a reading (or of so many tokens)."""
     how = reading if isinstance(reading, Reading) else Reading(reading)
     found = []
