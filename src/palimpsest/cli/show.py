@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from palimpsest.cli.curves import curve_lines
 from palimpsest.records import Record
 
 
@@ -57,6 +58,9 @@ def show_records(records: Sequence[Record], console: Any) -> None:
             console.print(f"auto: {r.reason}", markup=False)
         if r.measure == "training" and r.seconds is not None:
             console.print(f"{r.task}: {r.tokens:,} tokens in {r.seconds:.1f} s", markup=False)
+        if r.measure == "barrier":
+            for line in curve_lines(r):
+                console.print(line, markup=False)
         if r.verdict is not None:
             console.print(f"verdict: {r.verdict}. {r.reason}", markup=False)
 
