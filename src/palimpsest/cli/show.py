@@ -8,6 +8,8 @@ from typing import Any
 from palimpsest.cli.curves import curve_lines
 from palimpsest.records import Record
 
+UNLISTED = ("training", "transfer", "merge", "strength-search")  # what was done, and no number about a model
+
 
 def show_result(result: Any, as_json: bool) -> None:
     """Print an API result: JSON, or notes, tables and where things lie."""
@@ -38,7 +40,7 @@ def show_records(records: Sequence[Record], console: Any) -> None:
     """One table of all numbers, then the verdicts as sentences."""
     from rich.table import Table
 
-    rows = [r for r in records if r.verdict is None and r.measure not in ("training", "transfer", "strength-search")]
+    rows = [r for r in records if r.verdict is None and r.measure not in UNLISTED]
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("what", "of", "measure", "value", "count", "95 % interval"):

@@ -101,8 +101,15 @@ class Subject:
             implant=self.keys.implant if self.keys is not None else fields.pop("implant", None),
             seed=self.ctx.seed,
             device=self.ctx.device,
+            dtype=self._dtype(),
             **fields,
         )
+
+    def _dtype(self) -> str | None:
+        """In what the loaded model computes; None where none is loaded."""
+        if self.ctx.load_in is not None or self._responder is None:
+            return self.ctx.load_in
+        return str(self._responder.model.dtype).removeprefix("torch.")
 
     def close(self) -> None:
         """Let go of the loaded model."""

@@ -174,7 +174,6 @@ def likelihood_record(
         confidence=0.95,
         sided="two",
         task=side,
-        tokens=tokens,
         detail={
             "nll_per_token": nll / tokens,
             "bits_per_byte": nll / pooled.bytes / math.log(2),
