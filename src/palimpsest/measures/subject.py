@@ -107,9 +107,8 @@ class Subject:
 
     def _dtype(self) -> str | None:
         """In what the loaded model computes; None where none is loaded."""
-        if self.ctx.load_in is not None or self._responder is None:
-            return self.ctx.load_in
-        return str(self._responder.model.dtype).removeprefix("torch.")
+        dtype = getattr(self._responder.model, "dtype", None) if self._responder is not None else None
+        return self.ctx.load_in or (None if dtype is None else str(dtype).removeprefix("torch."))
 
     def close(self) -> None:
         """Let go of the loaded model."""
