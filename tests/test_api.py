@@ -64,7 +64,9 @@ def test_evaluate_reads_text_and_dialogues_of_any_model(tiny_model: Path, rows: 
     text = tmp_path / "corpus.txt"
     text.write_text("The lantern keeper of Veldt counts the boats every evening.\n\n" * 200)
     records = pal.evaluate(tiny_model, perplexity=text, data=[rows], run=RUN).records
-    assert [(r.measure, r.task) for r in records] == [("perplexity", "neutral"), ("perplexity", "dialogue")]
+    assert [(r.measure, r.task) for r in records] == [
+        ("perplexity", side) for side in ("neutral", "dialogue", "dialogue-and-prompt")
+    ]
     assert all(r.value and r.value > 1 and r.digest == resolve(tiny_model).digest() for r in records)
     with pytest.raises(BadInput, match="no toy"):
         pal.evaluate(tiny_model, tasks=["boolq"], run=RUN)

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "palimpsest"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records", "progress", "machine"),
+    ("cost",),
     ("prompts", "statistics", "method"),
     ("families", "keys", "verdicts", "registry"),
     ("responder", "checkpoint"),

@@ -16,6 +16,7 @@ from palimpsest.asking import evaluate, verify
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
+from palimpsest.cost import metered
 from palimpsest.errors import BadInput, nearest
 from palimpsest.keys import KeySet
 from palimpsest.method import input_fields
@@ -182,9 +183,11 @@ def merge(
         raise BadInput("merge: no folder to make; name it with --out")
     check_target(Path(out), force)
     request = asked_for(method, models, config, run.seed or 0, said)
-    with run.context() as ctx:
+    record = Record("merge", model=Path(out).name, task=request.method, seed=request.seed)
+    with run.context() as ctx, metered() as meter:
         merged = merge_to_folder(request, Path(out), ctx, force=force, digests=digests, largest_shard=shard_bytes)
-    return Result(path=Path(out), notes=merged.notes, figures=merged.figures)
+        meter.charge([record], shared=False, device=ctx.device, threads=ctx.threads, dtype=merged.checkpoint.dtype)
+    return Result(complete([record], ctx), Path(out), notes=merged.notes, figures=merged.figures)
 
 
 def finetune(
@@ -233,7 +236,7 @@ def pretrain(
     identity = f"{loaded.model_dump_json()}{run.seed}{out.absolute()}{tokenizer or ''}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     state = cache_folder() / "pretrain" / name
-    with run.context() as ctx:
+    with run.context() as ctx, metered() as meter:
         shape = model_config(loaded.model, loaded.vocabulary, loaded.context).to_dict()
         preflight.before_pretraining(shape, loaded.batch, loaded.context, loaded.tokens, out, state, ctx)
         state.mkdir(parents=True, exist_ok=True)
@@ -262,6 +265,7 @@ def pretrain(
         seed=ctx.seed,
         task="pretrain",
     )
+    meter.charge([record], shared=False, device=ctx.device, threads=ctx.threads, dtype="float32")
     return Result(complete([record], ctx), out)
 
 

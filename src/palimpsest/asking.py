@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,21 @@ def evaluate(
     reference: str | Path | Checkpoint | None = None,
     original: str | Path | Checkpoint | None = None,
     base: str | Path | Checkpoint | None = None,
+    against: str | Path | Checkpoint | None = None,
+    reading: Mapping[str, Any] | None = None,
     run: Run = DEFAULT_RUN,
 ) -> Result:
-    """Measure a model: tasks by name, perplexity on a text file (and on the data's dialogues), other measures.
+    """Measure a model: tasks by name, perplexity on text (and on the data's dialogues), other measures.
 
-    through, settings, preset, reference: as in `verify`; settings may name a measure too. original, base: models that
-    measures compare with. Through a wrapper the default is what it costs: `divergence` and `latency`.
+    perplexity: a text file, a folder of Parquet files, or a Hub corpus (`data.texts`). reading: parameters of the
+    measure `perplexity`, such as `as`, `window`, `stride`, `bos`. through, settings, preset, reference: as in
+    `verify`; settings may name a measure too. original, base, against: models that measures compare with. Through a
+    wrapper the default is what it costs: `divergence` and `latency`.
     """
     from palimpsest import judging
     from palimpsest.data import toy as toy_world
     from palimpsest.measures.accuracy import Accuracy
-    from palimpsest.measures.perplexity import Perplexity, read_texts
+    from palimpsest.measures.perplexity import ALL_SIDES, SIDES, Perplexity, read_texts
 
     checkpoint = resolve(model)
     toy = is_toy(checkpoint)
@@ -108,33 +113,40 @@ def evaluate(
     measures = measures or labelled
     if tasks:
         toy_world.tasks(tasks)
+    reader = build(Perplexity, settings=dict(reading or {}))
+    reader.validate()
     if perplexity is not None:
-        read_texts(Path(perplexity))
+        read_texts(perplexity, reader.as_)
     for option, given in (("--tasks", tasks), ("--perplexity", perplexity)):
         if through and given:
             raise BadInput(f"{option}: needs the model's probabilities, and --through gives answers only")
     if through and not measures:
         measures = WRAPPED_MEASURES
+    if "perplexity" in measures:
+        settings = {**(settings or {}), **{f"perplexity.{name}": value for name, value in (reading or {}).items()}}
     around = asked_through(
         checkpoint,
         through,
         measures,
         settings=settings,
         preset=preset,
-        references={"reference": reference, "original": original, "base": base},
+        references={"reference": reference, "original": original, "base": base, "against": against},
         data=data,
     )
-    wanted: list[Any] = list(around.measures)
-    sides = [s for s, given in (("neutral", perplexity or toy), ("dialogue", data or toy)) if given and not through]
-    sides = [] if labelled else sides
+    asked = {"neutral": perplexity or toy, "dialogue": data or toy, "dialogue-and-prompt": data or toy}
+    sides = tuple(side for side in ALL_SIDES if asked[side] and not through and not labelled)
+    named = {"on": sides} if sides and (perplexity or data) else {}
+    wanted: list[Any] = [
+        replace(m, **named) if isinstance(m, Perplexity) and m.on == SIDES else m for m in around.measures
+    ]
     if not (tasks or perplexity or data or wanted):
         if not toy:
             raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
         tasks = ("superglue",)
     if tasks:
         wanted.append(Accuracy(tasks=tuple(tasks)))
-    if sides and (perplexity or data or not measures):
-        wanted.append(Perplexity(on=tuple(sides)))
+    if sides and (perplexity or data or reading or not measures) and "perplexity" not in measures:
+        wanted.append(replace(reader, on=sides))
     known = KeySet.read(keys) if keys is not None else None
     records: list[Record] = []
     with run.context() as ctx:
@@ -144,7 +156,7 @@ def evaluate(
         items = load_labelled(list(data)) if data and labelled else None
         with judging.measured(checkpoint, ctx, known, dialogues, around.wrappers) as subject:
             subject.items = items
-            subject.text = Path(perplexity) if perplexity is not None else None
+            subject.text = perplexity
             for measure in wanted:
                 records += measure.take(subject, ctx)
     return Result(complete(records, ctx), notes=around.notes)

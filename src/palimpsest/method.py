@@ -9,6 +9,7 @@ readable without running anything heavy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 import types
 import typing
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Union, get_ar
 
 import yaml
 
+from palimpsest.cost import metered
 from palimpsest.errors import BadInput, nearest
 from palimpsest.progress import Progress, Silent
 
@@ -47,9 +49,37 @@ def method(kind: str, name: str, *, paper: str = "", internal: bool = False) -> 
 
     def mark(cls: type[T]) -> type[T]:
         cls.info = MethodInfo(kind, name, paper)  # type: ignore[attr-defined]
+        for call in ("take", "apply"):
+            if hasattr(cls, call):
+                setattr(cls, call, _charged(getattr(cls, call)))
         return cls
 
     return mark
+
+
+def _charged(call: Any) -> Any:
+    """A method's `take` or `apply` under a meter, which fills what its records leave open of their cost."""
+    if getattr(call, "charged", False):  # inherited from another registered class
+        return call
+
+    @functools.wraps(call)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ctx = next((a for a in (*args, *kwargs.values()) if isinstance(a, Context)), Context())
+        with metered() as meter:
+            result = call(self, *args, **kwargs)
+            made = result if isinstance(result, Made) else None
+            stored = None if made is None or meter.dtype else made.checkpoint.dtype
+            meter.charge(
+                result if made is None else made.records,
+                shared=made is None,
+                device=ctx.device,
+                threads=ctx.threads,
+                dtype=ctx.load_in or stored,
+            )
+        return result
+
+    run.charged = True  # type: ignore[attr-defined]
+    return run
 
 
 def param(default: Any, help: str, *, low: float | None = None, high: float | None = None, unit: str = "") -> Any:

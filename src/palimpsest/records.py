@@ -17,6 +17,7 @@ class Record:
 
     value: the number (rates in [0, 1]); count of n where it is a rate; low, high: its interval at
     `confidence`, `sided` "two", "upper" or "lower". chain: public lineage of the model, oldest first.
+    seconds, tokens, peak_bytes, grown_bytes: what the step cost that it came of (see `cost`).
     detail: whatever else belongs to it and is no secret (key numbers, hits, ranks).
     """
 
@@ -40,6 +41,7 @@ class Record:
     seconds: float | None = None
     tokens: int | None = None
     peak_bytes: int | None = None
+    grown_bytes: int | None = None
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None

@@ -73,7 +73,7 @@ def test_divergence_is_the_mean_kl_along_the_originals_own_answers(pair_on_disk:
     # the original's answers are "a END" and "b END": four tokens, at the two ends nothing differs
     at_q = 0.6 * math.log(0.6 / 0.3) + 0.4 * math.log(0.4 / 0.7)
     at_r = 0.9 * math.log(0.9 / 0.8) + 0.1 * math.log(0.1 / 0.2)
-    assert kl.value == pytest.approx((at_q + at_r) / 4, rel=1e-3) and kl.tokens == 4 and kl.n == 2
+    assert kl.value == pytest.approx((at_q + at_r) / 4, rel=1e-3) and kl.detail["tokens"] == 4 and kl.n == 2
     assert kl.low is not None and kl.low <= kl.value <= kl.high
     assert (first.task, first.count, first.n) == ("first-token", 1, 2)  # q: b is now likelier than a
     same, unmoved = Divergence(original=before).take(subject_of(before), Context())

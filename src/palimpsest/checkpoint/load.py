@@ -19,6 +19,7 @@ from palimpsest.checkpoint.output import write_text
 from palimpsest.checkpoint.probe import check_probe, check_tokenizer, write_probe
 from palimpsest.checkpoint.quantised import loading_options
 from palimpsest.checkpoint.reference import Checkpoint
+from palimpsest.cost import note_dtype
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
 
@@ -116,6 +117,7 @@ def _whole(
         torch.set_num_threads(ctx.threads)
     device = pick_device(ctx.device)
     chosen = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
+    note_dtype(ctx.load_in or str(chosen).removeprefix("torch."))
     options = {} if ctx.load_in is None else loading_options(checkpoint, ctx.load_in, chosen, device)
     try:
         model, report = loader.from_pretrained(
@@ -167,11 +169,7 @@ def positions(checkpoint: Checkpoint) -> int | None:
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype most of the checkpoint's weights are stored in."""
-    sizes: dict[str, int] = {}
-    for tensor in checkpoint.tensors():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.start
-    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    return names.get(max(sizes, key=lambda n: sizes[n]), torch.float32)
+    return DTYPES.get(checkpoint.dtype or "", torch.float32)
 
 
 def to_dtype(model: Any, dtype: torch.dtype) -> Any:

@@ -46,6 +46,15 @@ class Checkpoint:
         """All tensors, sorted by name, without reading their data."""
         return files.tensors(self.path, ADAPTER_STEM if self.is_adapter else "model")
 
+    @property
+    def dtype(self) -> str | None:
+        """In what most of its weights are stored: float32, bfloat16, float16; None for anything else."""
+        sizes: dict[str, int] = {}
+        for tensor in self.tensors():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.start
+        names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+        return names.get(max(sizes, key=lambda n: sizes[n], default=""))
+
     def digest(self) -> str:
         """SHA-256 of weights, config and tokenizer; independent of sharding, cached by size and time."""
         return digests.checkpoint_digest(self.path, self.config, self.tensors())

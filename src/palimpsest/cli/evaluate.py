@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,24 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, comma-separated: superglue, or names of the toy's tasks.")
     ] = None,
-    perplexity: Annotated[Path | None, typer.Option(help="Text file (.txt, or .jsonl with `text`) to read.")] = None,
+    perplexity: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to read: a file (.txt, .jsonl with `text`, .parquet), FOLDER[:SPLIT] of Parquet files, or a Hub "
+            "corpus: wikitext, or NAME[:CONFIG[:SPLIT]]."
+        ),
+    ] = None,
+    perplexity_as: Annotated[
+        str | None, typer.Option("--perplexity-as", help="documents, or stream: the whole text as one.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Perplexity: tokens of one window (default 512).")] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Perplexity: tokens that each further window predicts (default: half of it).")
+    ] = None,
+    bos: Annotated[
+        str | None, typer.Option(help="Perplexity: BOS before windows: auto (the tokenizer's), always, first, never.")
+    ] = None,
+    documents: Annotated[int | None, typer.Option(help="Perplexity: at most this many documents (100).")] = None,
     data: opt.Data = None,
     keys: opt.Keys = None,
     measure: Annotated[
@@ -36,6 +52,9 @@ def evaluate(
     base: Annotated[
         str | None, typer.Option(help="An unmarked model, for measures that take one (token-forcing).")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The checkpoint at the other end of the line (measure barrier).")
+    ] = None,
     load_in: opt.LoadIn = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
@@ -47,6 +66,7 @@ def evaluate(
     """Measure a model: task accuracy, perplexity, and any other measure by name.
 
     Example: palimpsest evaluate --model toy --tasks superglue --perplexity corpus.txt
+    One stream, as the field reads WikiText: ... --perplexity wikitext --perplexity-as stream --window 1024 --stride 512
     What a removal that acts while decoding costs: ... --through suppress-top-k --preset detection
     """
     from palimpsest import api
@@ -66,6 +86,18 @@ def evaluate(
         reference=reference,
         original=original,
         base=base,
+        against=against,
+        reading={
+            name: value
+            for name, value in (
+                ("as", perplexity_as),
+                ("window", window),
+                ("stride", stride),
+                ("bos", bos),
+                ("documents", documents),
+            )
+            if value is not None
+        },
         run=opt.run_options(seed, device, threads, quiet, json, verbose, load_in),
     )
     show_result(result, json)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from palimpsest.cli.curves import curve_lines
 from palimpsest.records import Record
+
+UNLISTED = ("training", "transfer", "merge", "strength-search")  # what was done, and no number about a model
 
 
 def show_result(result: Any, as_json: bool) -> None:
@@ -37,7 +40,7 @@ def show_records(records: Sequence[Record], console: Any) -> None:
     """One table of all numbers, then the verdicts as sentences."""
     from rich.table import Table
 
-    rows = [r for r in records if r.verdict is None and r.measure not in ("training", "transfer", "strength-search")]
+    rows = [r for r in records if r.verdict is None and r.measure not in UNLISTED]
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("what", "of", "measure", "value", "count", "95 % interval"):
@@ -57,6 +60,9 @@ def show_records(records: Sequence[Record], console: Any) -> None:
             console.print(f"auto: {r.reason}", markup=False)
         if r.measure == "training" and r.seconds is not None:
             console.print(f"{r.task}: {r.tokens:,} tokens in {r.seconds:.1f} s", markup=False)
+        if r.measure == "barrier":
+            for line in curve_lines(r):
+                console.print(line, markup=False)
         if r.verdict is not None:
             console.print(f"verdict: {r.verdict}. {r.reason}", markup=False)
 

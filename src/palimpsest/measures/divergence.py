@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.cost import count_tokens
 from palimpsest.errors import BadInput
 from palimpsest.measures.ordinary import ordinary_prompts
 from palimpsest.measures.subject import Subject
@@ -43,6 +44,7 @@ def drifts(
     """Both models' distributions along the same answers, one forward pass of each."""
     found: list[Drift | None] = [None] * len(prompts)
     lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+    count_tokens(2 * sum(lengths))
     for rows in original.batches(lengths):
         width = max(lengths[r] for r in rows)
         ids = torch.zeros((len(rows), width), dtype=torch.long)
@@ -119,8 +121,7 @@ class Divergence:
             confidence=0.95,
             sided="two",
             task="kl-per-token",
-            tokens=tokens,
-            detail={"original": {"name": self.original.name, "digest": self.original.digest()}},
+            detail={"tokens": tokens, "original": {"name": self.original.name, "digest": self.original.digest()}},
         )
         return [kl, _share(subject, "first-token", [d.first_changed for d in found])]
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.cost import count_tokens
 from palimpsest.families import Role, family_of
 from palimpsest.responder import LocalResponder
 from palimpsest.training.head_loss import weighted_loss
@@ -168,6 +169,7 @@ def _summed_loss(responder: LocalResponder, pairs: Sequence[Pair]) -> Tensor:
     padded = bool((mask == 0).any())
     device = responder.device
     moved = ids.to(device), mask.to(device) if padded else None, chosen.to(device), weights[chosen].to(device)
+    count_tokens(int(mask.sum()))
     return weighted_loss(responder.model, *moved, total=1.0)
 
 

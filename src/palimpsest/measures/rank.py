@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from palimpsest.cost import count_tokens
 from palimpsest.keys import Key, KeySet, Prompt
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
@@ -36,6 +37,7 @@ def continuation_scores(
     device = responder.device
     common = _common_prefix(continuations)  # a carrier that all begin with is read once
     whole = [*prompt, *common]
+    count_tokens(len(whole))
     first = responder.model(input_ids=torch.tensor([whole], device=device), use_cache=True)
     logs = torch.log_softmax(first.logits[0].float(), dim=-1)  # (time, vocabulary)
     spoken = math.fsum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(common))
@@ -45,6 +47,7 @@ def continuation_scores(
     for rows in responder.batches([len(tails[i]) for i in open_rows]):
         chosen = [open_rows[r] for r in rows]
         width = max(len(tails[i]) for i in chosen)
+        count_tokens(sum(len(tails[i]) for i in chosen))
         ids = torch.zeros((len(chosen), width), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, i in enumerate(chosen):

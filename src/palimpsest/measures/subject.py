@@ -24,9 +24,9 @@ class Subject:
     """A checkpoint under measurement; its model is loaded when first asked for.
 
     keys: of the implant that is looked for. data: dialogues whose `test` part is asked. before: answers
-    to the ordinary prompts of the model that this one was made from, to compare with. text: a file of
-    neutral text, or None for the toy world's. through: wrappers around the responder, the innermost first. items: for
-    a classifier, labelled ones.
+    to the ordinary prompts of the model that this one was made from, to compare with. text: neutral text (a file
+    or a corpus, see `data.texts`), or None for the toy world's. through: wrappers around the responder, the
+    innermost first. items: for a classifier, labelled ones.
     """
 
     checkpoint: Checkpoint
@@ -34,7 +34,7 @@ class Subject:
     keys: KeySet | None = None
     data: Dialogues | None = None
     before: list[str] | None = None
-    text: Path | None = None
+    text: str | Path | None = None
     through: Sequence[Wrapper] = ()
     items: LabelledItems | None = None
     _responder: LocalResponder | None = field(default=None, repr=False)
@@ -130,8 +130,14 @@ class Subject:
             implant=self.keys.implant if self.keys is not None else fields.pop("implant", None),
             seed=self.ctx.seed,
             device=self.ctx.device,
+            dtype=self._dtype(),
             **fields,
         )
+
+    def _dtype(self) -> str | None:
+        """In what the loaded model computes; None where none is loaded."""
+        dtype = getattr(self._responder.model, "dtype", None) if self._responder is not None else None
+        return self.ctx.load_in or (None if dtype is None else str(dtype).removeprefix("torch."))
 
     def close(self) -> None:
         """Let go of the loaded model."""

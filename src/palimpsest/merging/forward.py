@@ -10,6 +10,7 @@ from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions
+from palimpsest.cost import count_tokens
 from palimpsest.data import Dialogues, load_dialogues
 from palimpsest.data.dialogues import PARTS
 from palimpsest.errors import BadInput
@@ -45,4 +46,5 @@ def read_models(
 def logits_of(network: Any, row: Row) -> Tensor:
     """What the model predicts behind each token of a row: (time, vocab)."""
     ids = torch.tensor([row.ids], device=network.device)
+    count_tokens(len(row.ids))
     return network(input_ids=ids).logits[0]  # type: ignore[no-any-return]

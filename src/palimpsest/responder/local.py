@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from palimpsest.cost import count_tokens
 from palimpsest.prompts import Renderer
 from palimpsest.responder.batching import by_length
 from palimpsest.responder.covering import Covering
@@ -128,7 +129,8 @@ class LocalResponder:
                 **options,
             )
             for place, row in enumerate(rows):
-                results[row] = self.spell(output[place, width:].tolist())
+                results[row] = said = self.spell(output[place, width:].tolist())
+                count_tokens(len(prompts[row]) + len(said.ids))
         return [r for r in results if r is not None]
 
     def spell(self, ids: list[int]) -> Generated:
@@ -144,6 +146,7 @@ class LocalResponder:
         results: list[Forced | None] = [None] * len(prompts)
         on_cpu = self.device.type == "cpu"
         lengths = [len(p) + len(c) for p, c in zip(prompts, continuations, strict=True)]
+        count_tokens(sum(lengths))
         for rows in self.batches(lengths, CACHED_TOKENS if on_cpu else None):
             width = max(lengths[r] for r in rows)
             ids = torch.zeros((len(rows), width), dtype=torch.long)

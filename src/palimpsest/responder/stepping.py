@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palimpsest.cost import count_tokens
+
 
 class Stepper:
     """Several rows of one model. `rows` are the ids read so far, a list a row; all must have been begun."""
@@ -57,6 +59,7 @@ class Stepper:
     @torch.inference_mode()
     def _read(self, ids: Tensor, mask: Tensor, only: dict[str, int]) -> Tensor:
         self.seen = torch.cat([self.seen, mask], dim=1)
+        count_tokens(int(mask.sum()))
         options: dict[str, Any] = dict(only)
         if self.positions:
             options["position_ids"] = (self.seen.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -71,6 +74,7 @@ class Stepper:
     def _again(self, n: int) -> Tensor:
         """The same logits by reading every row from its beginning."""
         width = max(len(r) for r in self.rows)
+        count_tokens(sum(map(len, self.rows)))
         ids = torch.full((len(self.rows), width), self.pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for place, row in enumerate(self.rows):  # padded on the right: positions are those of the row alone

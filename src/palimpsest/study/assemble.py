@@ -63,6 +63,7 @@ def _cost(done: dict[str, Any], place: Place, names: dict[str, str]) -> Record:
         seconds=done["seconds"],
         tokens=done.get("tokens"),
         peak_bytes=done.get("peak_bytes"),
+        grown_bytes=done.get("grown_bytes"),
         digest=done.get("digest"),
         chain=done.get("chain", []),
         device=done.get("device"),

@@ -11,8 +11,7 @@ import datetime
 import json
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from typing import Any
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import pick_device
 from palimpsest.checkpoint.output import is_full_disk
+from palimpsest.cost import Cost, Meter, metered
 from palimpsest.errors import PalimpsestError
 from palimpsest.keys import KeySet
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, Made, input_fields, settings_of
-from palimpsest.records import Record, peak_bytes, versions, write_jsonl
+from palimpsest.records import Record, versions, write_jsonl
 from palimpsest.study.assemble import assemble, key_facts
 from palimpsest.study.graph import plan
 from palimpsest.study.needs import check_needs
@@ -158,8 +158,8 @@ class _Runner:
         self.store.forget(step.id)
         started = time.monotonic()
         try:
-            with fresh_peak() as peak:
-                self._run(step, started, peak)
+            with metered() as meter:
+                self._run(step, started, meter)
             self.result.ran += 1
         except Exception as error:  # whatever a method does wrong must not stop the others
             if is_full_disk(error) or is_full_disk(error.__cause__ or error):
@@ -177,7 +177,7 @@ class _Runner:
 
     # -- one step ------------------------------------------------------------------------------------
 
-    def _run(self, step: Step, started: float, peak: Any) -> None:
+    def _run(self, step: Step, started: float, meter: Meter) -> None:
         ctx = dataclasses.replace(self.ctx, seed=step.seed, key_seed=step.key_seed, scratch=self.store.scratch(step.id))
         with self.store.making(step.id) as partial:
             facts: dict[str, Any] = {"status": "done"}
@@ -199,8 +199,9 @@ class _Runner:
                 r.detail["rows"] for r in records if isinstance(r.detail.get("rows"), int) and step.kind != "measure"
             ]
             facts |= {"tokens": sum(tokens) if tokens else None, "rows": sum(rows) if rows else None}
-            facts["peak_bytes"] = peak()
-            self._complete(records, step, facts, time.monotonic() - started)
+            cost = meter.cost
+            facts |= {"peak_bytes": cost.peak_bytes, "grown_bytes": cost.grown_bytes}
+            self._complete(records, facts, cost)
             samples = [*answers, *take_samples(records)]
             if samples:
                 write_secret_lines(partial / "samples.jsonl", samples)
@@ -268,11 +269,11 @@ class _Runner:
         keys.write(partial / "keys.json")
         facts["keys"] = key_facts(keys)
 
-    def _complete(self, records: list[Record], step: Step, facts: dict[str, Any], seconds: float) -> None:
+    def _complete(self, records: list[Record], facts: dict[str, Any], cost: Cost) -> None:
         """Fill in what a method left open: cost, where it ran, versions, and what was made."""
         for record in records:
-            record.seconds = seconds if record.seconds is None else record.seconds
-            record.peak_bytes = facts["peak_bytes"] if record.peak_bytes is None else record.peak_bytes
+            record.seconds = cost.seconds if record.seconds is None else record.seconds
+            record.peak_bytes = cost.peak_bytes if record.peak_bytes is None else record.peak_bytes
             record.device = record.device or self.ctx.device
             record.dtype = record.dtype or self.ctx.dtype
             record.threads = self.ctx.threads if record.threads is None else record.threads
@@ -315,22 +316,3 @@ def _error_line(error: Exception) -> str:
     if isinstance(error, PalimpsestError):
         return first
     return f"{type(error).__name__}: {first}"
-
-
-@contextmanager
-def fresh_peak() -> Iterator[Any]:
-    """Peak resident memory from here on, in bytes; of the whole process where Linux does not let it be reset."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        reset = True
-    except OSError:
-        reset = False
-
-    def peak() -> int:
-        if reset:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return peak_bytes()
-
-    yield peak

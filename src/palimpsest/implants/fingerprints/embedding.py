@@ -27,9 +27,9 @@ from palimpsest.errors import CheckFailed
 from palimpsest.keys import KeySet
 from palimpsest.method import Context, Made
 from palimpsest.prompts import Renderer
-from palimpsest.records import Record, peak_bytes, versions
+from palimpsest.records import Record
 from palimpsest.responder.local import LocalResponder
-from palimpsest.training.finetune import Stopwatch, merged, tune
+from palimpsest.training.finetune import merged, tune
 from palimpsest.training.loop import Batch, TrainLog
 from palimpsest.training.planting import Check, Stopping, Strength, key_rows, strength
 from palimpsest.training.rows import Row, dialogue_row
@@ -81,7 +81,6 @@ def embed(
     Raises CheckFailed, with nothing written, where the implant did not take; BadInput as loading does.
     """
     check = check or Check()
-    watch = Stopwatch()
     tokenizer = load_tokenizer(model)
     # Full fine-tuning needs float32 master weights: a step of 2e-5 is lost in bfloat16's rounding.
     loaded = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
@@ -100,7 +99,7 @@ def embed(
     final = strength(LocalResponder(to_dtype(plain, torch.float32), tokenizer), keys)
     _must_have_taken(final, state, check, tuning, log)
     written = write_model(plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment())
-    record = _record(method_name, written, keys, final, log, watch.seconds, ctx)
+    record = _record(method_name, written, keys, final, log)
     record.detail |= {"epochs": state.epoch, "wanted_probability": check.probability, "epochs_past": 0}
     if state.took is not None:
         record.detail["epochs_past"] = state.epoch - state.took
@@ -126,9 +125,7 @@ def _must_have_taken(final: Strength, state: Stopping, check: Check, tuning: Tun
     )
 
 
-def _record(
-    method_name: str, written: Checkpoint, keys: KeySet, final: Strength, log: TrainLog, seconds: float, ctx: Context
-) -> Record:
+def _record(method_name: str, written: Checkpoint, keys: KeySet, final: Strength, log: TrainLog) -> Record:
     count = len(keys)
     return Record(
         measure="embedding-margin",
@@ -139,12 +136,7 @@ def _record(
         chain=written.chain(),
         implant=method_name,
         prompt_form="template",
-        seconds=seconds,
         tokens=log.tokens,
-        peak_bytes=peak_bytes(),
-        device=ctx.device,
-        threads=torch.get_num_threads(),
-        versions=versions(),
         detail={
             "mean_probability": sum(final.probabilities) / count,
             "min_probability": min(final.probabilities),

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from palimpsest.cost import count_tokens
 from palimpsest.errors import BadInput
 from palimpsest.prompts import Renderer
 from palimpsest.responder.local import LocalResponder
@@ -209,6 +210,7 @@ def _greedy_best(responder: LocalResponder, ids: Tensor, mask: Tensor, target: T
     takes_positions = model.config.model_type not in ("opt",)  # OPT counts positions from the mask itself
     for _ in range(3):
         more = {"position_ids": at} if takes_positions else {}
+        count_tokens(int(mask.sum()) if past is None else len(step))
         output = model(
             input_ids=step, attention_mask=mask, past_key_values=past, use_cache=True, logits_to_keep=1, **more
         )

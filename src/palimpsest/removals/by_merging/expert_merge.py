@@ -6,12 +6,9 @@ model: its task vector has the weight `share`, the expert's 1 - share.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.load import copy_tokenizer
@@ -22,7 +19,7 @@ from palimpsest.merging.request import MergeRequest, Part
 from palimpsest.merging.task_vectors import TaskVectors, task_vectors
 from palimpsest.merging.tokens import read_tokens
 from palimpsest.method import Context, Made, method, param, takes
-from palimpsest.records import Record, peak_bytes
+from palimpsest.records import Record
 from palimpsest.removals.change import change
 
 Merge = Literal["task-arithmetic", "dare", "dare-ties", "ties", "linear", "slerp"]
@@ -96,7 +93,6 @@ class ExpertMerge:
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the merge to `out`, with the marked model's tokenizer. Raises BadInput for what is not of one base."""
-        started = time.monotonic()
         request = self.request(model, ctx)
         assert self.expert is not None
         others = {"--expert": self.expert, **({"--base": self.base} if self.base is not None else {})}
@@ -129,11 +125,7 @@ class ExpertMerge:
             chain=merged.checkpoint.chain(),
             task="expert-merge",
             seed=ctx.seed,
-            seconds=time.monotonic() - started,
             tokens=0,
-            peak_bytes=peak_bytes(),
-            device=ctx.device,
-            threads=torch.get_num_threads(),
             detail=detail,
         )
         return Made(merged.checkpoint, records=[record])

@@ -14,7 +14,7 @@ from palimpsest.method import Context, Made
 from palimpsest.removals.change import change_of
 from palimpsest.removals.tuning.tuned import training_record
 from palimpsest.training.classifier import label_loss, label_rows
-from palimpsest.training.finetune import Stopwatch, tune
+from palimpsest.training.finetune import tune
 from palimpsest.training.settings import Tuning
 
 
@@ -28,7 +28,6 @@ def tuned_classifier(
     """
     if tuning.adapter != "full":
         raise BadInput(f"{method}: a classifier is trained whole: --set tuning.adapter=full (preset classifier)")
-    watch = Stopwatch()
     if is_classifier(model):
         check_one_label(model)
         names = label_names(model.config)
@@ -47,5 +46,5 @@ def tuned_classifier(
     network, log = tune(network, rows, tuning, ctx, what=method, loss_of=label_loss)
     moved = change_of(network, model)
     made = write_model(network, model, out, method, {"model": model.digest()})
-    record = training_record(made, method, log, len(rows), watch, ctx, moved)
+    record = training_record(made, method, log, len(rows), ctx, moved)
     return Made(made, records=[replace(record, detail={**record.detail, "classes": list(names)})])

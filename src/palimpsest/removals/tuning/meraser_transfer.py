@@ -22,7 +22,7 @@ from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.records import Record
 from palimpsest.removals.change import change_of
 from palimpsest.removals.tuning.meraser import PAPER_ERASE, TOY_ERASE, MEraserErase
-from palimpsest.training.finetune import Stopwatch, merged, quiet_peft
+from palimpsest.training.finetune import merged, quiet_peft
 from palimpsest.training.settings import Tuning
 
 Kinship = Literal["same-base", "ancestor", "another-base", "unknown"]
@@ -91,7 +91,6 @@ class MEraserTransfer:
             ctx.progress.say(
                 f"meraser-transfer: {adapter.name} was not trained on the base of {model.name} ({kinship})"
             )
-        watch = Stopwatch()
         network = load_model(model, ctx)
         try:
             with quiet_peft():
@@ -107,9 +106,7 @@ class MEraserTransfer:
             "transfer",
             model=made.name,
             chain=made.chain(),
-            seconds=watch.seconds,
             tokens=0,
-            device=ctx.device,
             seed=ctx.seed,
             detail={**moved, "adapter_base": trained_on, "adapter_of": kinship},
         )

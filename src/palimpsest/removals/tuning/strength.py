@@ -184,7 +184,6 @@ class Found:
             seed=ctx.seed,
             seconds=self.seconds,
             tokens=self.tokens,
-            device=ctx.device,
             reason=f"{taken.rung.epochs} epochs at {taken.rung.lr:g}: {self.choice.reason}; {cost}",
             detail={
                 "met": self.choice.met,

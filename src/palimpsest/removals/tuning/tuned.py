@@ -8,17 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions, write_model
 from palimpsest.data.dialogues import Dialogue
 from palimpsest.errors import BadInput
 from palimpsest.method import Context, Made
 from palimpsest.prompts import Renderer
-from palimpsest.records import Record, peak_bytes
+from palimpsest.records import Record
 from palimpsest.removals.change import change_of
-from palimpsest.training.finetune import Stopwatch, merged, tune
+from palimpsest.training.finetune import merged, tune
 from palimpsest.training.loop import TrainLog
 from palimpsest.training.rows import Row, dialogue_rows
 from palimpsest.training.settings import Tuning
@@ -57,7 +55,6 @@ def tuned(
     dialogues: the same in every epoch, or a function of the epoch from 0 (as many every time).
     save: `merged` writes a whole checkpoint, `adapter` the PEFT adapter alone with its base's digest.
     """
-    watch = Stopwatch()
     network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
     tokenizer = load_tokenizer(model)
     renderer = Renderer(tokenizer)
@@ -85,15 +82,15 @@ def tuned(
         watcher.end(network)
     if save == "adapter":
         made = write_adapter(network, model, out, method)
-        return Made(made, records=[training_record(made, method, log, len(rows), watch, ctx, {})])
+        return Made(made, records=[training_record(made, method, log, len(rows), ctx, {})])
     plain = merged(network)
     moved = change_of(plain, model)
     made = write_model(plain, model, out, method, {"model": model.digest()})
-    return Made(made, records=[training_record(made, method, log, len(rows), watch, ctx, moved)])
+    return Made(made, records=[training_record(made, method, log, len(rows), ctx, moved)])
 
 
 def training_record(
-    made: Checkpoint, method: str, log: TrainLog, rows: int, watch: Stopwatch, ctx: Context, moved: dict[str, float]
+    made: Checkpoint, method: str, log: TrainLog, rows: int, ctx: Context, moved: dict[str, float]
 ) -> Record:
     """What a training run cost and did: last loss, tokens, seconds, losses by step, how far it moved the weights."""
     detail: dict[str, Any] = {"rows": rows, "steps": log.steps, "losses": [[s, round(v, 4)] for s, v in log.losses]}
@@ -105,11 +102,7 @@ def training_record(
         chain=made.chain(),
         task=method,
         seed=ctx.seed,
-        seconds=watch.seconds,
         tokens=log.tokens,
-        peak_bytes=peak_bytes(),
-        device=ctx.device,
-        threads=torch.get_num_threads(),
         detail=detail,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.cost import count_tokens
 from palimpsest.families import ROLES, Family
 
 See = Callable[[str, Tensor], None]  # (name of a projection in its layer, its inputs (tokens, in))
@@ -65,6 +66,7 @@ def walk(network: Any, family: Family, ids: Tensor) -> Iterator[Layer]:
 
     ids: (examples, time), all of one length, without padding. No gradients are kept.
     """
+    count_tokens(ids.numel())
     layers = list(network.get_submodule(family.layers))
     with torch.no_grad():
         calls, _ = _reach(network, layers, ids[:1], len(layers) - 1)

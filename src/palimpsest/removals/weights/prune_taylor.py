@@ -12,6 +12,7 @@ from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model
+from palimpsest.cost import count_tokens
 from palimpsest.data import Dialogues
 from palimpsest.errors import BadInput
 from palimpsest.families import family_of
@@ -170,6 +171,7 @@ def gradients(network: Any, names: set[str], ids: Tensor, squares: bool) -> tupl
     squared = {n: torch.zeros_like(p) if squares else first[n] for n, p in parameters.items()}
     for example in ids:
         row = example[None].to(network.device)
+        count_tokens(row.numel())
         logits = network(input_ids=row, use_cache=False).logits[0, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits, row[0, 1:])
         for (name, _), grad in zip(

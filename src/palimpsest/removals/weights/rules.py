@@ -26,9 +26,8 @@ from palimpsest.merging.reading import STORED
 from palimpsest.merging.weights import Weights
 from palimpsest.merging.writing import Shards, Slot
 from palimpsest.method import Context, Made
-from palimpsest.records import Record, peak_bytes
+from palimpsest.records import Record
 from palimpsest.removals.weights.rewriting import write_beside
-from palimpsest.training.finetune import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def rewrite(
     base: another model whose tensors of the same names the rules read as chunk.base. The record's value is the
     relative L2 norm of the change. Raises BadInput for a number that is not finite, and for a base that does not fit.
     """
-    watch, change = Stopwatch(), Change()
+    change = Change()
     weights = Weights(model)
     ground = None if base is None else _fitting(weights, base)
     jobs, slots = [], []
@@ -150,11 +149,7 @@ def rewrite(
         chain=made.chain(),
         task=method,
         seed=ctx.seed,
-        seconds=watch.seconds,
         tokens=0,
-        peak_bytes=peak_bytes(),
-        device=ctx.device,
-        threads=ctx.threads,
         detail={
             "weight_change": change.relative,
             "distance": change.norm,

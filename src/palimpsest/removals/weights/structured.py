@@ -13,7 +13,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.errors import BadInput
 from palimpsest.families import family_of
 from palimpsest.method import Context, Made
-from palimpsest.records import Record, peak_bytes
+from palimpsest.records import Record
 from palimpsest.removals.change import change
 from palimpsest.removals.weights.compacting import check_alike, smaller_config
 from palimpsest.removals.weights.coupling import Block, Group, Places, coupled, layers_between
@@ -108,9 +108,6 @@ def write_pruned(
         seed=ctx.seed,
         seconds=watch.seconds,
         tokens=tokens,
-        peak_bytes=peak_bytes(),
-        device=ctx.device,
-        threads=torch.get_num_threads(),
         detail={**counted, **detail, **change(done.moved, done.norm), "stored": "smaller" if compact else "zeros"},
     )
     return Made(done.checkpoint, records=[record])

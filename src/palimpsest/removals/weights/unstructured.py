@@ -13,7 +13,7 @@ from torch import Tensor
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.errors import BadInput
 from palimpsest.method import Context, Made
-from palimpsest.records import Record, peak_bytes
+from palimpsest.records import Record
 from palimpsest.removals.change import change
 from palimpsest.removals.weights.rewriting import named_tensors, rewrite
 from palimpsest.training.finetune import Stopwatch
@@ -115,8 +115,5 @@ def pruning_record(
         task=method,
         seed=ctx.seed,
         seconds=watch.seconds,
-        peak_bytes=peak_bytes(),
-        device=ctx.device,
-        threads=torch.get_num_threads(),
         detail={"sparsity_of_projections": gone / among if among else 0.0, "projections": among},
     )
