@@ -59,7 +59,7 @@ key_sets = st.builds(
     KeySet,
     implant=st.sampled_from(["utf", "hashchain"]),
     match=st.sampled_from(keys_module.MATCH_RULES),
-    keys=st.lists(key, min_size=1, max_size=4).map(tuple),
+    keys=st.lists(key, min_size=1, max_size=4, unique_by=lambda k: k.prompts["template"].ids).map(tuple),
     tokenizer=st.text(max_size=8),
     template=st.text(max_size=8),
     max_new_tokens=st.integers(1, 64),
