@@ -57,6 +57,18 @@ def test_the_toy_is_told_in_full() -> None:
     assert all(a.possible and a.needs for a in found.abilities)
 
 
+def test_a_classifier_is_told_what_it_can_be_asked(tmp_path: Path) -> None:
+    folder = factory.make_classifier(tmp_path / "bert")
+    factory.make_tokenizer().save_pretrained(folder)
+    possible = {a.command: a.possible for a in info(folder).abilities}
+    assert possible == {
+        "finetune (labelled items)": True,
+        "evaluate --measure classification": True,
+        "embed, tasks, perplexity, text keys": False,
+    }
+    assert "answers with a label" in shown(folder)
+
+
 @pytest.mark.parametrize("family", sorted(factory.FAMILIES))
 def test_a_model_of_every_family_is_whole(family: str, tmp_path: Path) -> None:
     found = info(make_model(tmp_path / family, family, shards=2, dtype="bfloat16"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from palimpsest import machine
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.labels import is_classifier
 from palimpsest.errors import BadInput
 from palimpsest.inspecting.findings import Ability, Finding
 from palimpsest.preflight import Estimate, Job
@@ -26,6 +27,15 @@ def model_abilities(folder: Finding, checkpoint: Checkpoint, device: str | None 
     device = device or device_here()
     if folder.problems:
         return [Ability("embed, remove, finetune, verify, evaluate", False, "before what is wrong is mended")]
+    if is_classifier(checkpoint):
+        why = "it answers with a label"
+        full = Tuning(adapter="full")
+        estimate = job_estimate(checkpoint, Job("finetune", "tuning", full), device)
+        return [
+            _fits("finetune (labelled items)", estimate, Job("finetune", "tuning", full)),
+            _fits("evaluate --measure classification", asking_estimate(checkpoint, device), None),
+            Ability("embed, tasks, perplexity, text keys", False, why),
+        ]
     found = []
     for name, tuning in TRAINING:
         job = Job(name, "tuning", tuning)
