@@ -60,7 +60,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
         named = ("input_ids", "weights", "attention_mask", "labels", "segments")
-        return replace(self, **{n: None if (t := getattr(self, n)) is None else t.to(device) for n in named})
+        moved: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in named}
+        return replace(self, **moved)
 
 
 @dataclass
