@@ -30,7 +30,7 @@ def test_finetune_as_shards_under_accelerate_launch(tiny_model: Path, tmp_path: 
     command += ["--device", "cpu", "--threads", "1", "--seed", "3", "--json", "-q"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run([*launch, *command], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[:3000] + done.stderr[-2000:]
     document = json.loads(done.stdout)
     assert document["records"][0]["measure"] == "training" and document["records"][0]["tokens"] > 0
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["two"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 
 import typer
 
@@ -68,11 +67,13 @@ def main() -> None:
 def _beside_others() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what a lost process leads to is said in one line
     from palimpsest.errors import PalimpsestError
-    from palimpsest.training.distributed import crew
+    from palimpsest.training.distributed import crew, end
 
     try:
         with crew():
             app()
     except PalimpsestError as error:
         typer.echo(f"palimpsest: error: {error}", err=True)
-        sys.exit(error.exit_code)
+        end(error.exit_code)
+    except SystemExit as ended:
+        end(ended.code if isinstance(ended.code, int) else int(ended.code is not None))

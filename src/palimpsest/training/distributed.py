@@ -16,10 +16,11 @@ import dataclasses
 import datetime
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 import torch.distributed as dist
@@ -155,7 +156,7 @@ def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
 def crew() -> Iterator[World | None]:
     """Join the other processes that the launcher started; only process 0 enters the block.
 
-    The others serve until process 0 leaves it, and then end with SystemExit. Without a launcher this does
+    The others serve until process 0 leaves it, and then end. Without a launcher this does
     nothing. Raises BadInput for a launcher's settings that are not there (DeepSpeed, fp16).
     """
     global _current
@@ -167,6 +168,8 @@ def crew() -> Iterator[World | None]:
     try:
         if world.rank:
             _serve(world)
+            _leave(world)
+            end(0)
         check_settings(os.environ)
         with _stopped_by_launcher(world):
             yield world
@@ -200,7 +203,7 @@ def _join() -> World:
 
 
 def _serve(world: World) -> None:
-    """Do the jobs that process 0 hands out; ends the process."""
+    """Do the jobs that process 0 hands out, until it has no more; a failure ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 decides what an interruption means
     try:
         while (job := world.hear()) is not None:
@@ -208,8 +211,18 @@ def _serve(world: World) -> None:
     except BaseException as error:
         world.broken = True
         world.give_up(error)
-        os._exit(1)  # no traceback beside process 0's one line
-    raise SystemExit(0)
+        end(1)  # no traceback beside process 0's one line
+
+
+def end(code: int) -> NoReturn:
+    """End this process without tearing down Python first.
+
+    Threads of gloo may still hold tensors then, and to let go of them in a Python that is being torn down aborts the
+    process (pytorch/pytorch pull request 179291), after all its work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _leave(world: World) -> None:
