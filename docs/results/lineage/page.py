@@ -40,29 +40,31 @@ def tables(rows: Rows) -> list[str]:
             continue
         owners = sorted({r["owner"] for r in some})
         lines += [f"### Tuned by {NAMES[tuning]}; owners: seeds {', '.join(map(str, owners))}", ""]
-        heads = ["suspect", *(name for _, name in NUMBERS), "t p", "verdict"]
-        lines += [row_of(heads), row_of(["---", *["---:"] * (len(NUMBERS) + 1), "---"])]
+        there = {r.get("task") for r in some}
+        numbers = [(task, name) for task, name in NUMBERS if task in there]
+        heads = ["suspect", "correlation with the base", *(name for _, name in numbers), "t p", "verdict"]
+        lines += [row_of(heads), row_of(["---", *["---:"] * (len(numbers) + 2), "---"])]
         by_suspect: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         for row in some:
             by_suspect[row["kind"], row["suspect"]].append(row)
         for kind, title in (("derivative", "made from mine"), ("negative", "not made from mine")):
-            lines.append(row_of([f"**{title}**", *[""] * (len(NUMBERS) + 2)]))
-            lines += [line_of(name, found) for (k, name), found in by_suspect.items() if k == kind]
-        lines.append(row_of(["**controls of the rule**", *[""] * (len(NUMBERS) + 2)]))
-        lines += [line_of(name, found) for (k, name), found in by_suspect.items() if k == "control"]
+            lines.append(row_of([f"**{title}**", *[""] * (len(numbers) + 3)]))
+            lines += [line_of(name, found, numbers) for (k, name), found in by_suspect.items() if k == kind]
+        lines.append(row_of(["**controls of the rule**", *[""] * (len(numbers) + 3)]))
+        lines += [line_of(name, found, numbers) for (k, name), found in by_suspect.items() if k == "control"]
         lines.append("")
     return lines
 
 
-def line_of(name: str, rows: Rows) -> str:
+def line_of(name: str, rows: Rows, numbers: Sequence[tuple[str, str]]) -> str:
     """One suspect: means over owners, the range of the share, the verdicts counted."""
-    cells = [name]
-    for task, _ in NUMBERS:
+    cells = [name, shown([r["correlation"] for r in rows if "correlation" in r], False)]
+    for task, _ in numbers:
         values = [r["value"] for r in rows if r["measure"] == "similarity" and r["task"] == task and "value" in r]
         cells.append(shown(values, task == "lineage-share"))
     verdicts = [r for r in rows if "verdict" in r]
     p = [r["value"] for r in verdicts if "value" in r]
-    cells.append(f"{min(p):.1g} to {max(p):.1g}" if p and max(p) > min(p) else (f"{p[0]:.1g}" if p else ""))
+    cells.append(f"{min(p):.2g} to {max(p):.2g}" if p and max(p) > min(p) else (f"{p[0]:.2g}" if p else ""))
     words = [r["verdict"] for r in verdicts]
     cells.append(", ".join(f"{w} {words.count(w)}/{len(words)}" for w in dict.fromkeys(words)))
     return row_of(cells)

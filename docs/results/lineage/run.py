@@ -50,6 +50,7 @@ PAIRS = 400
 OWNERS, TWINS, CONTROLS, HELD_OUT = (1, 2, 3), (4, 5, 6, 7, 8), (1, 2), 3
 GAUGES = ("value-output", "query-key", "heads", "neurons", "gains", "stream-permutation")  # the toy's head is tied
 SHARES = (0.75, 0.5, 0.25, 0.1)
+TOKENS, PROMPTS = 512, 100  # fewer than the measures' defaults: 1,024 (lineage), 4,096 (huref), 200 (reef)
 
 
 class Models:
@@ -142,40 +143,43 @@ def main() -> None:
     models = Models(given.models)
     for seed in OWNERS:
         for tuning in TUNINGS:
-            if (tuning, seed) not in done(given.out):
-                began = time.monotonic()
-                rows = measured(models, tuning, seed)
-                with given.out.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                print(f"{tuning}, owner {seed}: {len(rows)} records in {time.monotonic() - began:.0f} s", flush=True)
+            for part in (lineage_rows, raw_rows):
+                if (tuning, seed, part.__name__) not in done(given.out):
+                    began = time.monotonic()
+                    rows = [{**row, "part": part.__name__} for row in part(models, tuning, seed)]
+                    with given.out.open("a", encoding="utf-8") as file:
+                        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                    took = time.monotonic() - began
+                    print(f"{tuning}, owner {seed}, {part.__name__}: {len(rows)} in {took:.0f} s", flush=True)
 
 
-def done(file: Path) -> set[tuple[str, int]]:
-    """Which tunings and owners stand in a file."""
+def done(file: Path) -> set[tuple[str, int, str]]:
+    """Which tunings, owners and parts stand in a file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return {(row["tuning"], row["owner"]) for row in map(json.loads, lines)}
+    return {(row["tuning"], row["owner"], row["part"]) for row in map(json.loads, lines)}
 
 
-def measured(models: Models, tuning: str, seed: int) -> list[dict[str, Any]]:
-    """All numbers of one owner. What the measures do for one suspect is done for all together: each model read once."""
-    owner = models.tuned(tuning, seed)
-    twins, controls = [models.tuned(tuning, s) for s in TWINS], [models.elsewhere(tuning, s) for s in CONTROLS]
-    suspects = [("derivative", n, m) for n, m in models.derivatives(owner, tuning, seed).items()]
-    suspects += [("negative", n, m) for n, m in models.negatives(tuning, seed).items()]
-    ctx = Context(seed=seed)
-    prompts = [d.question for d in load_dialogues("toy").part("test")[: Reef().prompts]]
+def suspects_of(models: Models, tuning: str, seed: int) -> list[tuple[str, str, Checkpoint]]:
+    """Kind, name and model of all suspects."""
+    found = [("derivative", n, m) for n, m in models.derivatives(models.tuned(tuning, seed), tuning, seed).items()]
+    return found + [("negative", n, m) for n, m in models.negatives(tuning, seed).items()]
+
+
+def raw_rows(models: Models, tuning: str, seed: int) -> list[dict[str, Any]]:
+    """Similarity of every suspect to the owner's model."""
+    ctx, owner = Context(seed=seed), models.tuned(tuning, seed)
+    prompts = [d.question for d in load_dialogues("toy").part("test")[:PROMPTS]]
     theirs = states(owner, prompts, ctx)
     at = layer_at(Reef().depth, len(theirs))
     rows = []
-    for kind, name, model in suspects:
-        about = {"tuning": tuning, "owner": seed, "kind": kind, "suspect": name}
+    for kind, name, model in suspects_of(models, tuning, seed):
+        about = {"tuning": tuning, "owner": seed, "kind": kind, "suspect": name, "measure": "similarity"}
         subject = Subject(model, ctx)
-        weights = WeightCosine(original=owner, base=models.base)
-        for record in [*weights.take(subject, ctx), *HuRef(original=owner).take(subject, ctx)]:
-            rows.append({**about, "measure": "similarity", "task": record.task, "value": record.value})
-        alike = cka(states(model, prompts, ctx)[at], theirs[at])
-        rows.append({**about, "measure": "similarity", "task": "reef", "value": alike})
-    return rows + lineage_rows(models, tuning, seed, owner, [*twins, *controls], suspects)
+        weights, huref = WeightCosine(original=owner, base=models.base), HuRef(original=owner, tokens=TOKENS)
+        records = [*weights.take(subject, ctx), *huref.take(subject, ctx)]
+        rows += [{**about, "task": r.task, "value": r.value} for r in records]
+        rows.append({**about, "task": "reef", "value": cka(states(model, prompts, ctx)[at], theirs[at])})
+    return [{**r, "versions": versions()} for r in rows]
 
 
 def states(model: Checkpoint, prompts: list[str], ctx: Context) -> list[Any]:
@@ -186,17 +190,15 @@ def states(model: Checkpoint, prompts: list[str], ctx: Context) -> list[Any]:
     return found
 
 
-def lineage_rows(
-    models: Models,
-    tuning: str,
-    seed: int,
-    owner: Checkpoint,
-    siblings: list[Checkpoint],
-    suspects: list[tuple[str, str, Checkpoint]],
-) -> list[dict[str, Any]]:
-    """Cosine, share and verdict of every suspect and control by the measure `lineage`'s own functions and defaults."""
-    measure = Lineage()
-    everyone = [owner, *siblings, *(model for _, _, model in suspects)]
+def lineage_rows(models: Models, tuning: str, seed: int) -> list[dict[str, Any]]:
+    """Cosine, share and verdict of every suspect and control by the measure `lineage`'s own functions.
+
+    What the measure does for one suspect is done for all together: each model is read once.
+    """
+    measure = Lineage(tokens=TOKENS)
+    suspects = suspects_of(models, tuning, seed)
+    siblings = [*(models.tuned(tuning, s) for s in TWINS), *(models.elsewhere(tuning, s) for s in CONTROLS)]
+    everyone = [models.tuned(tuning, seed), *siblings, *(model for _, _, model in suspects)]
     with opened([models.base, *everyone]) as (base, *read):
         found = differences(base, read, measure.tokens, measure.choice, measure.layers, Context())
     gram, first = found.gram, 1 + len(siblings)
