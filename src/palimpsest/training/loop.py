@@ -58,8 +58,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        named = ("input_ids", "weights", "attention_mask", "labels", "segments")
-        return replace(self, **{n: None if (t := getattr(self, n)) is None else t.to(device) for n in named})
+        more = ("attention_mask", "labels", "segments")
+        moved: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in more}
+        return replace(self, input_ids=self.input_ids.to(device), weights=self.weights.to(device), **moved)
 
 
 @dataclass
