@@ -52,9 +52,8 @@ def label_hits(subject: Subject, keys: KeySet) -> list[Record]:
         "dependent_low": interval.dependent.low,
         "dependent_high": interval.dependent.high,
     }
-    return hit_records(
-        subject, [a.label for a in given], None if plain is None else [a.label for a in plain], targets, detail, given
-    )
+    floor = None if plain is None else [a.label for a in plain]
+    return hit_records(subject, [a.label for a in given], floor, targets, detail, given)
 
 
 def hit_records(

@@ -101,10 +101,8 @@ class ClassifierResponder:
                 ids[place, :length] = torch.tensor(rows[i].ids)
                 segments[place, :length] = torch.tensor(rows[i].segments)
                 mask[place, :length] = 1
-            given = network_inputs(ids, mask, segments, padding, self.model)
-            logits = self.model(
-                **{name: value.to(self.device) for name, value in given.items()}
-            ).logits  # (rows, classes)
+            ids, mask, segments = (t.to(self.device) for t in (ids, mask, segments))
+            logits = self.model(**network_inputs(ids, mask, segments, padding, self.model)).logits  # (rows, classes)
             logs = logits.float().log_softmax(dim=-1).cpu()
             for i, best, row in zip(batch, logs.argmax(dim=-1).tolist(), logs.tolist(), strict=True):
                 results[i] = Classified(best, tuple(row), len(rows[i].ids), rows[i].cut)
