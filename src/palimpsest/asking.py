@@ -132,7 +132,7 @@ def evaluate(
     )
     asked = {"neutral": perplexity or toy, "dialogue": data or toy, "dialogue-and-prompt": data or toy}
     sides = tuple(side for side in ALL_SIDES if asked[side] and not through)
-    named = {"on": sides} if sides and (perplexity or data) else {}
+    named: dict[str, Any] = {"on": sides} if sides and (perplexity or data) else {}
     wanted: list[Any] = [
         replace(m, **named) if isinstance(m, Perplexity) and m.on == SIDES else m for m in around.measures
     ]
