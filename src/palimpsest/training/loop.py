@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from palimpsest.cost import count_tokens
 from palimpsest.training import distributed, sharding
 from palimpsest.training.head_loss import weighted_loss
 from palimpsest.training.stepper import Optimising, Stepper, training
@@ -58,9 +59,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        more = ("attention_mask", "labels", "segments")
-        moved: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in more}
-        return replace(self, input_ids=self.input_ids.to(device), weights=self.weights.to(device), **moved)
+        named = ("input_ids", "weights", "attention_mask", "labels", "segments")
+        moved: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else t.to(device) for n in named}
+        return replace(self, **moved)
 
 
 @dataclass
@@ -166,7 +167,9 @@ def train_steps(
         for step in range(first, steps):
             rate = learning_rate_at(step, steps, lr, schedule, warmup)
             parts = [batch_at(step * accumulate + part) for part in range(accumulate)]
-            log.tokens += sum(part.tokens for part in parts)
+            read = sum(part.tokens for part in parts)
+            log.tokens += read
+            count_tokens(read)
             if team is not None:
                 total = team.step(rate, parts_of_a_step(parts))
             else:
