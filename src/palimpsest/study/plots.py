@@ -184,7 +184,7 @@ def key_plot(block: Block, rows: Sequence[Record]) -> str:
         return ""
     if base is not None and found[0].title != "base":
         found.insert(0, base)
-    return key_picture.picture(found, f"{block.title}: every token of every response")
+    return key_picture.picture(found, f"{block.title}: every token of every response", alone=False)
 
 
 def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
