@@ -16,6 +16,7 @@ from palimpsest.study.summary import SummaryLine
 from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_at
 
 WIDTH, HEIGHT = 580, 262
+SHOWN_CONTROLS = (None, "revival", "clean-base")  # beside each other in the picture of keys
 LEFT, RIGHT, TOP, BOTTOM = 48, 4, 14, 58
 
 
@@ -172,11 +173,14 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
 
 
 def key_plot(block: Block, rows: Sequence[Record]) -> str:
-    """Every response token of every key, a panel a stage; empty where `key-probabilities` was not taken."""
+    """Every response token of every key, a panel a stage; empty where `key-probabilities` was not taken.
+
+    Beside the stages the revival, and the unmarked base through the same removal: what the removal alone does.
+    """
     found: list[key_picture.Panel] = []
     base: key_picture.Panel | None = None
     for column in block.columns:
-        for record in records_at(list(rows), column) if column.control in (None, "revival") else []:
+        for record in records_at(list(rows), column) if column.control in SHOWN_CONTROLS else []:
             if record.measure == "key-probabilities" and record.prompt_form == "template":
                 found.append(key_picture.Panel.of(record, column.title))
                 base = base or key_picture.Panel.base_of(record, "base")

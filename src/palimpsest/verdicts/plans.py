@@ -158,7 +158,7 @@ def owned(words: str, ask: Ask) -> Plan:
     rates = (ask.rate,) if ask.rate is not None else TRUE_RATES
     fixed = [1 - size.chance_of_at_most(tau - 1, keys, r) for r in rates]
     columns: tuple[str, ...] = ("true hit rate", "chance to claim, all keys asked")
-    rows = [(percent(r), _chance(c)) for r, c in zip(rates, fixed, strict=True)]
+    rows: list[tuple[str, ...]] = [(percent(r), _chance(c)) for r, c in zip(rates, fixed, strict=True)]
     numbers |= {"p": p, "rates": list(rates), "chance": fixed}
     notes = [
         "The null is the owner's committed draw, so p is exact for any fixed suspect; the commitment must be older "
