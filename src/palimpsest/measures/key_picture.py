@@ -21,7 +21,7 @@ from palimpsest.records import Record
 SHADES = 9  # powers of ten: from 0.1 upwards, down to below 1e-8
 LIGHT = ("#f4f1ea", "#e6e6d2", "#cfe1c4", "#a9d3bd", "#79bfbd", "#46a3bd", "#2a7fb0", "#24579a", "#1a2c6b")
 DARK = ("#22262b", "#1f3148", "#27456b", "#38587c", "#5b6b80", "#838179", "#ada068", "#d8c24f", "#fdea45")
-LEFT, TOP, GAP = 34, 74, 26
+LEFT, TOP, GAP = 34, 88, 26
 NARROWEST = 112  # a panel, for the words above it
 BAR = 44  # widest bar of a rank, in pixels
 NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
@@ -136,7 +136,8 @@ def _panel(
 ) -> list[str]:
     """One model: heading, cells, dots, bars of ranks, and a frame."""
     wide, high = cell
-    parts = [_text(left, 20, panel.title, "t")]
+    head, _, more = panel.title.partition(", ")  # a long heading is a stage and whose it is
+    parts = [_text(left, 20, head, "t"), *([_text(left, 34, more, "t")] if more else [])]
     every = 1 if wide >= 15 else 2 if wide >= 9 else 5
     for token in range(tokens):
         if token % every == 0:
@@ -169,7 +170,7 @@ def _panel(
     return [
         *parts,
         f'<rect class="r" {frame}/>',
-        *(_text(left, 36 + 14 * i, words) for i, words in enumerate(_summary(panel))),
+        *(_text(left, 50 + 14 * i, words) for i, words in enumerate(_summary(panel))),
     ]
 
 
