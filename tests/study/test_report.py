@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from palimpsest.errors import BadInput
 from palimpsest.method import Context
 from palimpsest.records import Record
 from palimpsest.study import plots, published, tables
-from palimpsest.study.report import terminal_table, write_report
+from palimpsest.study.report import html, terminal_table, write_report
 from palimpsest.study.run import run_study
 from palimpsest.study.spec import parse_spec
 from palimpsest.study.store import Store
@@ -207,6 +208,29 @@ def test_the_terminal_shows_the_same_table(folder: Path) -> None:
     console.print(terminal_table(folder))
     shown = console.export_text()
     assert "fingerprinted" in shown and "100% 10/10" in shown and "claim-lost" in shown
+
+
+def test_every_token_of_the_responses_is_drawn_where_it_was_measured(folder: Path) -> None:
+    store = Store.open(folder)
+    records = store.records()
+    assert "Every token of every response" not in html(store.study(), records)
+    for rank in [r for r in records if r.measure == "rank" and r.control is None]:
+        rows = [
+            {"number": k["number"], "log_probs": [-0.1, -20.0], "base": [-9.0, -9.0], "rank": k["rank"], "decoys": 1000}
+            for k in rank.detail["keys"]
+        ]
+        taken = replace(rank, measure="key-probabilities", detail={**rank.detail, "keys": rows})
+        records.append(taken)
+    text = html(store.study(), records)
+    parsed = Page(text)
+    assert not parsed.open and "Every token of every response" in text
+    pictures = re.findall(r'<svg class="kp".*?</svg>', text)
+    assert len(pictures) == len(tables.blocks(records))
+    for picture in pictures:
+        assert re.search(r'class="t"[^>]*>base<', picture) and re.search(r'class="t"[^>]*>fingerprinted<', picture)
+        stages = len(re.findall(r'class="t"', picture)) - 1
+        assert picture.count("<circle") == stages * 10 + 1  # the first token of each key, and the legend's
+    assert fakes.SECRET not in text and not any("://" in value for _, _, value in parsed.attributes)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:

@@ -495,7 +495,7 @@ def page(rows: list[Row], trials: int, seed: int) -> str:
             low, high = r.interval
             exact = r.trials is None
             middle = "" if power else f"{r.nominal:g} | "
-            shown = f"{r.rate:.3g}" if r.rate < 0.01 else f"{r.rate:.4f}"
+            shown = f"{r.rate:.3g}" if r.rate < 0.01 else f"{r.rate:.5f}" if exact else f"{r.rate:.4f}"
             spread = "exact" if exact else f"{low:.3g} to {high:.3g}"
             flag = " **beyond it**" if r.errs() else ""
             out.append(

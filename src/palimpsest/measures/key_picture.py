@@ -21,8 +21,10 @@ from palimpsest.records import Record
 SHADES = 9  # powers of ten: from 0.1 upwards, down to below 1e-8
 LIGHT = ("#f4f1ea", "#e6e6d2", "#cfe1c4", "#a9d3bd", "#79bfbd", "#46a3bd", "#2a7fb0", "#24579a", "#1a2c6b")
 DARK = ("#22262b", "#1f3148", "#27456b", "#38587c", "#5b6b80", "#838179", "#ada068", "#d8c24f", "#fdea45")
-LEFT, TOP, GAP = 34, 58, 26
+LEFT, TOP, GAP = 34, 88, 26
+NARROWEST = 112  # a panel, for the words above it
 BAR = 44  # widest bar of a rank, in pixels
+NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 STYLE = (
     ".kp{--paper:#fff;--ink:#1d1f23;--soft:#5b6068;--rule:#d8d4ca;--far:#fff;--near:#1d1f23;%s}"
     "@media(prefers-color-scheme:dark){.kp{--paper:#1c1f23;--ink:#e9e7e2;--soft:#a3a8b0;--rule:#3a3f46;--far:#1c1f23;"
@@ -77,8 +79,11 @@ def shade(log_prob: float | None) -> int:
     return max(0, min(SHADES - 1, SHADES + math.floor(log_prob / math.log(10) + 1e-9)))
 
 
-def picture(panels: Sequence[Panel], title: str) -> str:
-    """The SVG: panels side by side, all with the same keys in the same rows. ValueError for none."""
+def picture(panels: Sequence[Panel], title: str, *, alone: bool = True) -> str:
+    """The SVG: panels side by side, all with the same keys in the same rows. ValueError for none.
+
+    alone: as a file of its own, which must name its language; within a page it need not.
+    """
     if not panels or not any(p.rows for p in panels):
         raise ValueError("a picture of keys needs a record of key-probabilities")
     numbers = sorted({row.number for panel in panels for row in panel.rows})
@@ -86,7 +91,7 @@ def picture(panels: Sequence[Panel], title: str) -> str:
     ranked = any(row.rank is not None for panel in panels for row in panel.rows)
     high = max(9.0, min(17.0, 420 / len(numbers)))
     wide = max(7.0, min(24.0, 220 / tokens))
-    panel_width = tokens * wide + (BAR + 8 if ranked else 0)
+    panel_width = max(NARROWEST, tokens * wide + (BAR + 8 if ranked else 0))
     width = max(LEFT + len(panels) * (panel_width + GAP), 560)
     bottom = TOP + len(numbers) * high
     height = bottom + 74
@@ -102,7 +107,7 @@ def picture(panels: Sequence[Panel], title: str) -> str:
     parts += _legend(LEFT, bottom + 30)
     told = f"{title}: probability of every response token of {len(numbers)} keys in {len(panels)} models"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="kp" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'<svg{NAMESPACE if alone else ""} class="kp" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" role="img" aria-label="{escape(told, quote=True)}">'
         f"<style>{_style()}</style><title>{escape(title)}</title>{''.join(parts)}</svg>"
     )
@@ -131,7 +136,8 @@ def _panel(
 ) -> list[str]:
     """One model: heading, cells, dots, bars of ranks, and a frame."""
     wide, high = cell
-    parts = [_text(left, 20, panel.title, "t")]
+    head, _, more = panel.title.partition(", ")  # a long heading is a stage and whose it is
+    parts = [_text(left, 20, head, "t"), *([_text(left, 34, more, "t")] if more else [])]
     every = 1 if wide >= 15 else 2 if wide >= 9 else 5
     for token in range(tokens):
         if token % every == 0:
@@ -148,7 +154,7 @@ def _panel(
             )
             base = row.base[token] if token < len(row.base) else 0.0  # without a base no dot
             if value is not None and above(value, -math.inf if base is None else base):
-                near = "f" if level >= SHADES // 2 else "n"
+                near = "f" if level > SHADES // 2 else "n"
                 drawn.append(
                     f'<circle class="{near}" cx="{x + wide / 2 - 0.5:.1f}" cy="{y + high / 2 - 0.5:.1f}" '
                     f'r="{min(wide, high) / 6:.1f}"/>'
@@ -161,7 +167,11 @@ def _panel(
             )
         parts.append(f"<g><title>{escape(_told(row))}</title>{''.join(drawn)}</g>")
     frame = f'x="{left - 1.5:.1f}" y="{TOP - 1.5:.1f}" width="{tokens * wide + 2:.1f}" height="{bottom - TOP + 2:.1f}"'
-    return [*parts, f'<rect class="r" {frame}/>', _text(left, 36, _summary(panel))]
+    return [
+        *parts,
+        f'<rect class="r" {frame}/>',
+        *(_text(left, 50 + 14 * i, words) for i, words in enumerate(_summary(panel))),
+    ]
 
 
 def _told(row: Row) -> str:
@@ -171,14 +181,14 @@ def _told(row: Row) -> str:
     return f"key {row.number}{rank}; probabilities {values}"
 
 
-def _summary(panel: Panel) -> str:
+def _summary(panel: Panel) -> list[str]:
     """Under the heading: share of tokens with a dot, and the median rank."""
     pairs = [(v, b) for row in panel.rows for v, b in zip(row.log_probs, row.base, strict=False)]
     dots = [v is not None and above(v, -math.inf if b is None else b) for v, b in pairs]
     ranks = sorted(row.rank for row in panel.rows if row.rank is not None)
     words = [f"{100 * sum(dots) / len(dots):.0f} % above base"] if dots else []
     words += [f"median rank {ranks[len(ranks) // 2]:,}"] if ranks else []
-    return ", ".join(words)
+    return words
 
 
 def _legend(left: float, y: float) -> list[str]:
@@ -220,7 +230,7 @@ def page(svg: str, title: str) -> str:
 def panels(records: Sequence[Record], form: str = "template") -> list[Panel]:
     """Panels of all records of a prompt form, in their order, the clean base before them where it stands in one."""
     found = [r for r in records if r.measure == "key-probabilities" and r.prompt_form == form]
-    made = [Panel.of(r, r.control or r.stage or r.model or "model") for r in found]
+    made = [Panel.of(r, (r.control or r.stage or r.model or "model").replace("-", " ")) for r in found]
     if any(r.control == "clean-base" or r.stage == "base" for r in found):
         return made
     base = next((b for r in found if (b := Panel.base_of(r, "clean base")) is not None), None)

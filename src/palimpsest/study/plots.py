@@ -16,6 +16,7 @@ from palimpsest.study.summary import SummaryLine
 from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_at
 
 WIDTH, HEIGHT = 580, 262
+SHOWN_CONTROLS = (None, "revival", "clean-base")  # beside each other in the picture of keys
 LEFT, RIGHT, TOP, BOTTOM = 48, 4, 14, 58
 MARKS = 4  # kinds of mark
 
@@ -173,11 +174,14 @@ def rank_plot(block: Block, rows: Sequence[Record]) -> str:
 
 
 def key_plot(block: Block, rows: Sequence[Record]) -> str:
-    """Every response token of every key, a panel a stage; empty where `key-probabilities` was not taken."""
+    """Every response token of every key, a panel a stage; empty where `key-probabilities` was not taken.
+
+    Beside the stages the revival, and the unmarked base through the same removal: what the removal alone does.
+    """
     found: list[key_picture.Panel] = []
     base: key_picture.Panel | None = None
     for column in block.columns:
-        for record in records_at(list(rows), column) if column.control in (None, "revival") else []:
+        for record in records_at(list(rows), column) if column.control in SHOWN_CONTROLS else []:
             if record.measure == "key-probabilities" and record.prompt_form == "template":
                 found.append(key_picture.Panel.of(record, column.title))
                 base = base or key_picture.Panel.base_of(record, "base")
@@ -185,7 +189,7 @@ def key_plot(block: Block, rows: Sequence[Record]) -> str:
         return ""
     if base is not None and found[0].title != "base":
         found.insert(0, base)
-    return key_picture.picture(found, f"{block.title}: every token of every response")
+    return key_picture.picture(found, f"{block.title}: every token of every response", alone=False)
 
 
 def perplexity_plot(block: Block, rows: Sequence[Record]) -> str:
