@@ -23,6 +23,7 @@ __all__ = [
     "remove",
     "run_study",
     "study_report",
+    "study_status",
     "train_toy",
     "verify",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from palimpsest import preflight, registry
 from palimpsest.asking import evaluate, verify
@@ -40,6 +40,7 @@ __all__ = [
     "remove",
     "run_study",
     "study_report",
+    "study_status",
     "train_toy",
     "verify",
 ]
@@ -269,17 +270,41 @@ def list_methods(kind: str | None = None) -> list[registry.Entry]:
     return [e for e in registry.table().values() if kind in (None, e.kind)]
 
 
-def run_study(spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN) -> Any:
-    """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report."""
+def run_study(
+    spec: str | Path,
+    out: str | Path,
+    *,
+    retry_failed: bool = False,
+    keep: Literal["all", "results"] = "all",
+    max_disk: int | None = None,
+    where: Mapping[str, Any] | None = None,
+    run: Run = DEFAULT_RUN,
+) -> Any:
+    """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report.
+
+    keep: every checkpoint, or only results (a checkpoint goes when nothing needs it any more). max_disk: bytes that
+    the study's folder may take. where: `workers`, `ray`, `slurm`, `memory` (bytes), `minutes`, `gpus`: see
+    `palimpsest.study.executors.Where`. Raises BadInput before anything runs.
+    """
     from palimpsest.study import run as runner
+    from palimpsest.study.executors import Where
     from palimpsest.study.report import write_report
     from palimpsest.study.spec import load_spec
 
     loaded = load_spec(spec)
     with run.context() as ctx:
-        result = runner.run_study(loaded, Path(out), ctx, retry_failed=retry_failed)
-    write_report(Path(out))
+        options = runner.Options(retry_failed, keep, max_disk, Where(**(where or {})))
+        result = runner.run_study(loaded, Path(out), ctx, options=options)
+    if result.records or result.failed:
+        write_report(Path(out))
     return result
+
+
+def study_status(folder: str | Path) -> Any:
+    """What of a study is done, failed, left out, open, and what runs now: a `palimpsest.study.status.Status`."""
+    from palimpsest.study.status import status
+
+    return status(folder)
 
 
 def study_report(folder: str | Path) -> dict[str, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,20 @@ class Breaks:
         raise RuntimeError("it broke\nsecond line")
 
 
+@method("removals", "fragile", paper="none")
+@dataclass(frozen=True)
+class Fragile:
+    """Kills its process the first times."""
+
+    deaths: int = param(1, "how often", low=0)
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        log("fragile")
+        if Path(os.environ["FAKE_LOG"]).read_text().splitlines().count("fragile") <= self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Made(derive(model, out, "fragile", strength=0.5), records=[Record("training", tokens=50)])
+
+
 @method("measures", "hit-rate", paper="none")
 @dataclass(frozen=True)
 class Hits:
@@ -395,7 +410,7 @@ class Latency:
 FAKES = {
     c.info.name: c
     for c in (
-        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Averaging, Hush),
+        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Fragile, Averaging, Hush),
         *(Hits, Ranked, Perplexity, Accuracy, Answers, Divergence, Latency),
     )
 }
@@ -422,6 +437,18 @@ def study(tmp: Path, **fields: Any) -> dict[str, Any]:
         "measures": ["hit-rate", "perplexity"],
     }
     return {**values, **fields}
+
+
+def portable(values: dict[str, Any]) -> dict[str, Any]:
+    """The same study with its stand-ins named by this file, so that other processes find them too."""
+
+    def named(entry: Any) -> Any:
+        name, given = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        cls = FAKES.get(name.replace("_", "-"))
+        return entry if cls is None else {f"{__file__}:{cls.__name__}": {"id": name, **given}}
+
+    fields = [f for f in ("implants", "removals", "measures", "experts") if f in values]
+    return {**values, **{f: [named(entry) for entry in values[f]] for f in fields}}
 
 
 def full(tmp: Path, **fields: Any) -> dict[str, Any]:
