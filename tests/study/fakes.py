@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -50,7 +51,8 @@ def derive(model: Checkpoint, out: Path, name: str, **changes: Any) -> Checkpoin
     now = {**state(model), **changes}
     out.mkdir(parents=True)
     (out / "config.json").write_text((model.path / "config.json").read_text())
-    value = float(int.from_bytes(json.dumps([now, name]).encode()[-6:], "big") % 10007)
+    facts = json.dumps([now, name, model.digest()])
+    value = float(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:3], "big"))  # float32 holds it
     save_file({"w": numpy.full((2, 2), value, dtype=numpy.float32)}, out / "model.safetensors")
     (out / "state.json").write_text(json.dumps(now))
     lineage.write(out, model.chain(), name, {"model": model.digest()})

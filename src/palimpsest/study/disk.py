@@ -68,7 +68,9 @@ class Room:
         sizes = {id: folder_bytes(store.path(id) / "model") for id in plan.steps}
         self.held = {id: size for id, size in sizes.items() if size}
         self.other = folder_bytes(store.folder / "steps") - sum(self.held.values())
-        self.waiting = sorted((i for i in todo if plan.steps[i].kind in ("transform", "adapter")), key=self.rank.__getitem__)
+        self.waiting = sorted(
+            (i for i in todo if plan.steps[i].kind in ("transform", "adapter")), key=self.rank.__getitem__
+        )
         self.estimates = {id: estimated(plan, plan.steps[id]) for id in self.waiting} if bound is not None else {}
         self.branch = self._branch(todo) if bound is not None else 0
         if bound is not None and self.branch > bound:

@@ -75,6 +75,7 @@ class Index:
                 file.executescript(TABLES)
                 file.execute("INSERT INTO about VALUES ('version', ?)", (VERSION,))
             made = cls(store, file)
+            file.execute("SELECT 1 FROM records LIMIT 1")
             made.refresh()
             return made
         except BaseException:
@@ -93,7 +94,16 @@ class Index:
                     self._read(folder, stamp)
 
     def note(self, step: str) -> None:
-        """Take in one step that has just ended."""
+        """Take in one step that has just ended. Where the file breaks meanwhile, go on without one."""
+        try:
+            self._note(step)
+        except sqlite3.Error:
+            self.file.close()
+            self.file = sqlite3.connect(":memory:")
+            self.file.executescript(TABLES)
+            self.refresh()
+
+    def _note(self, step: str) -> None:
         folder = step[:16]
         stamp = _stamp(self.store.path(step) / "record.json")
         with self.file:

@@ -117,7 +117,8 @@ class SlurmExecutor:
             found = BadInput(f"--slurm: the job could not be submitted ({_first(error)})")
         except (FailedJobError, UncompletedJobError) as error:
             started = "BadInput" in str(error)
-            found = BadInput(_last(error)) if started else WorkerDied(f"Slurm job {job.job_id}: {_first(error)}")
+            lost = WorkerDied(f"Slurm job {job.job_id} ended without a result ({job.state})")
+            found = BadInput(_last(error)) if started else lost
         self.jobs.pop(name, None)
         if isinstance(found, Exception):
             future.set_exception(found)
