@@ -35,7 +35,7 @@ from palimpsest.study import lock
 
 FORMAT = 1
 SECRET_DETAILS = ("samples", "texts")  # details of a record that hold what a model was asked and said
-OWN = {"steps", ".lock"}  # what a run that was killed at its very start may leave
+OWN = {"steps", ".lock", "index.sqlite", "index.sqlite-journal"}  # what a run that ended at its very start may leave
 
 
 class Superseded(Exception):  # noqa: N818
