@@ -11,11 +11,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "study"), str(ROOT / "benchmarks")]
 
-import fakes
+import fakes  # noqa: E402
 
-from palimpsest.study.graph import plan
-from palimpsest.study.spec import StudySpec, parse_spec
-from palimpsest.study.store import Store
+from palimpsest.study.graph import plan  # noqa: E402
+from palimpsest.study.spec import StudySpec, parse_spec  # noqa: E402
+from palimpsest.study.store import Store  # noqa: E402
 
 MEASURES = ["hit-rate", "rank", "perplexity", {"accuracy": {"items": 50}}, "answers"]
 
