@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "study"), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "study"))
 
-import fakes  # noqa: E402
+import fakes
 
-from palimpsest.study.graph import plan  # noqa: E402
-from palimpsest.study.spec import StudySpec, parse_spec  # noqa: E402
-from palimpsest.study.store import Store  # noqa: E402
+from palimpsest.study.graph import plan
+from palimpsest.study.spec import StudySpec, parse_spec
+from palimpsest.study.store import Store
 
 MEASURES = ["hit-rate", "rank", "perplexity", {"accuracy": {"items": 50}}, "answers"]
 
