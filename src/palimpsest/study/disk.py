@@ -54,7 +54,8 @@ def estimated(plan: Plan, step: Step) -> int:
 class Room:
     """Checkpoints of a run: who still needs them, what they take, what may start. bound: bytes, or None.
 
-    drop: whether a checkpoint goes when the last step that reads it has ended.
+    drop: whether a checkpoint goes when the last step that reads it has ended. now: bytes of the steps' folders at the
+    beginning; branch: the most that they come to, one step after the other (0 where everything is kept unbounded).
     """
 
     def __init__(self, plan: Plan, store: Store, todo: Iterable[str], drop: bool, bound: int | None) -> None:
@@ -71,8 +72,10 @@ class Room:
         self.waiting = sorted(
             (i for i in todo if plan.steps[i].kind in ("transform", "adapter")), key=self.rank.__getitem__
         )
-        self.estimates = {id: estimated(plan, plan.steps[id]) for id in self.waiting} if bound is not None else {}
-        self.branch = self._branch(todo) if bound is not None else 0
+        counted = drop or bound is not None
+        self.estimates = {id: estimated(plan, plan.steps[id]) for id in self.waiting} if counted else {}
+        self.now = self.other + sum(self.held.values())
+        self.branch = self._branch(todo) if counted else 0
         if bound is not None and self.branch > bound:
             more = "" if drop else "; --keep results drops each checkpoint when nothing needs it any more"
             raise BadInput(

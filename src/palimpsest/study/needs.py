@@ -76,7 +76,7 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
 def check_needs(plan: Plan, out: Path, ctx: Context, dropping: bool = False) -> None:
     """Before a study runs: memory of each step, disk for all, the unrelated model's vocabulary. Raises BadInput.
 
-    dropping: checkpoints go when nothing needs them any more, so the disk is asked for by a bound (see `disk`) alone.
+    dropping: checkpoints go when nothing needs them any more, so the run itself asks for the disk (see `disk`).
     """
     needs = needs_of(plan, ctx.device, Store(out))
     for estimate, job in needs.work:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from palimpsest.checkpoint.load import pick_device
 from palimpsest.machine import in_words
 from palimpsest.method import Context
+from palimpsest.preflight import check_disk
 from palimpsest.records import Record, versions
 from palimpsest.study.assemble import assemble
 from palimpsest.study.disk import Room
@@ -113,6 +114,8 @@ class _Run:
         tasks = tasks_of(self.plan, self.store, states, self.options.retry_failed)
         drop = self.options.keep == "results"
         room = Room(self.plan, self.store, tasks, drop, self.options.max_disk)
+        if drop:
+            check_disk([(self.store.folder, room.branch - room.now, f"--out {self.store.folder}")], self.ctx)
         self.store.write_study(self._described())
         result = StudyResult(self.store.folder, [], found=sum(s == "done" for s in states.values()))
         workers = self.options.where.workers or 1
@@ -124,7 +127,8 @@ class _Run:
         try:
             if tasks or "failed" in states.values():
                 assignment = Assignment.of(self.plan, self.store, self.ctx)
-                executor = self.options.where.executor(workshop, assignment)
+                where = self.options.where if tasks else Where()
+                executor = where.executor(workshop, assignment)
                 if isinstance(executor, SerialExecutor):
                     executor.progress = view.progress
                 depth_first = self.options.where.here or drop or room.bound is not None

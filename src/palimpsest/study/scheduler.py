@@ -146,7 +146,7 @@ class Scheduler:
         for worker in self.executor.free():
             piece = self._next(worker)
             if not piece:
-                return
+                break
             first = self.plan.steps[piece[0].id]
             if first.kind == "measure":
                 self.loaded[worker] = first.model
@@ -157,6 +157,7 @@ class Scheduler:
                 self.attempts[task.id] += 1
             self.view.started(worker, [self.plan.steps[t.id] for t in piece])
             self.running[self.executor.submit(worker, piece)] = (worker, piece)
+        self.view.tally.workers = max(1, len(self.running))
 
     def _next(self, worker: str) -> tuple[Task, ...]:
         """What a worker does next: a measure of the model it has loaded, else the first that there is room for."""

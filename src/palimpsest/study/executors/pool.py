@@ -131,7 +131,7 @@ class PoolExecutor:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[number % len(self.gpus)]
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self.assignment, os.getpid()))
-        with _environment(environment):  # read by the libraries of the new process as they are loaded
+        with _environment(environment), _no_interruption():  # what the new process begins with
             before = set(multiprocessing.active_children())
             pool.submit(os.getpid)
             started = set(multiprocessing.active_children()) - before
@@ -144,6 +144,19 @@ def visible_gpus() -> list[str]:
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
     return [str(gpu.number) for gpu in machine.gpus()]
+
+
+@contextmanager
+def _no_interruption() -> Iterator[None]:
+    """Ctrl-C ignored, by a process that is started in between from its first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
