@@ -59,7 +59,7 @@ def filled(spec: StudySpec, small: Path, folder: Path) -> int:
 def numbers(records: list[Any]) -> list[dict[str, Any]]:
     """What was measured, without times and memory."""
     rows = [r.to_json() for r in records]
-    left_out = ("seconds", "peak_bytes")
+    left_out = ("seconds", "peak_bytes", "grown_bytes")
     return [
         {k: v for k, v in r.items() if k not in left_out and not (k == "value" and r["measure"] == "cost")}
         for r in rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from palimpsest import preflight, registry
 from palimpsest.asking import evaluate, verify
@@ -275,14 +275,14 @@ def run_study(
     out: str | Path,
     *,
     retry_failed: bool = False,
-    keep: Literal["all", "results"] = "all",
+    keep: str = "all",
     max_disk: int | None = None,
     where: Mapping[str, Any] | None = None,
     run: Run = DEFAULT_RUN,
 ) -> Any:
     """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report.
 
-    keep: every checkpoint, or only results (a checkpoint goes when nothing needs it any more). max_disk: bytes that
+    keep: `all` checkpoints, or `results` only (a checkpoint goes when nothing needs it any more). max_disk: bytes that
     the study's folder may take. where: `workers`, `ray`, `slurm`, `memory` (bytes), `minutes`, `gpus`: see
     `palimpsest.study.executors.Where`. Raises BadInput before anything runs.
     """

@@ -32,7 +32,7 @@ def numbers(result: StudyResult) -> list[dict[str, Any]]:
         {
             k: v
             for k, v in r.items()
-            if k not in ("seconds", "peak_bytes") and not (k == "value" and r["measure"] == "cost")
+            if k not in ("seconds", "peak_bytes", "grown_bytes") and not (k == "value" and r["measure"] == "cost")
         }
         for r in found
     ]

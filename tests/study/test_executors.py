@@ -51,7 +51,7 @@ def digests(folder: Path) -> dict[str, Any]:
     for step in store.study()["steps"]:
         body = store.record(step["id"]) or {}
         rows = [
-            {k: v for k, v in r.to_json().items() if k not in ("seconds", "peak_bytes")}
+            {k: v for k, v in r.to_json().items() if k not in ("seconds", "peak_bytes", "grown_bytes")}
             for r in store.step_records(step["id"])
         ]
         found[step["id"]] = (body.get("status"), body.get("error"), body.get("digest"), body.get("keys"), rows)

@@ -78,7 +78,7 @@ def test_no_finished_step_is_lost_and_no_record_broken(tmp_path: Path) -> None:
     seconds = time.monotonic() - started
     for keep in ("all", "results"):
         folder = tmp_path / keep
-        options = Options(keep=keep)  # type: ignore[arg-type]
+        options = Options(keep=keep)
         killed = kill_often(spec, folder, options, KILLS, 7, seconds / 5)
         assert killed >= 4, "some kills must come in time to show anything"
         result = run_study(spec, folder, Context(), options=options)

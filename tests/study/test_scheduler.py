@@ -77,7 +77,7 @@ def shuffled(monkeypatch: pytest.MonkeyPatch, **how: Any) -> list[Shuffled]:
 
 def numbers(records: list[Any]) -> list[dict[str, Any]]:
     rows = [r.to_json() for r in records]
-    timed = ("seconds", "peak_bytes")
+    timed = ("seconds", "peak_bytes", "grown_bytes")
     return [
         {k: v for k, v in r.items() if k not in timed and not (k == "value" and r["measure"] == "cost")} for r in rows
     ]

@@ -11,9 +11,10 @@ import datetime
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from palimpsest.checkpoint.load import pick_device
+from palimpsest.errors import BadInput, nearest
 from palimpsest.machine import in_words
 from palimpsest.method import Context
 from palimpsest.preflight import check_disk
@@ -32,6 +33,7 @@ from palimpsest.study.steps import Plan
 from palimpsest.study.store import Store
 from palimpsest.study.work import Assignment, Workshop
 
+KEEPS = ("all", "results")
 KEEP_UP_SECONDS = 60.0  # between two writings of the records while the study runs
 KEEP_UP_PAUSES = 50.0  # and at least so many times what the last writing took
 
@@ -65,10 +67,10 @@ class StudyResult:
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is run. keep: every checkpoint, or only results. max_disk: bytes of the study's folder, or None."""
+    """How a study is run. keep: `all` checkpoints or `results` only. max_disk: bytes of the study's folder, or None."""
 
     retry_failed: bool = False
-    keep: Literal["all", "results"] = "all"
+    keep: str = "all"
     max_disk: int | None = None
     where: Where = field(default_factory=Where)
 
@@ -83,6 +85,8 @@ def run_study(
     """
     options = options or Options(retry_failed)
     options.where.check()
+    if options.keep not in KEEPS:
+        raise BadInput(f"keep: there is no {options.keep!r}{nearest(options.keep, KEEPS)}")
     ctx = dataclasses.replace(ctx, device=pick_device(ctx.device))
     made = plan(spec)
     check_needs(made, Path(out), ctx, dropping=options.keep == "results")
