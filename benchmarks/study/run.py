@@ -124,14 +124,13 @@ def kills(tmp: Path, wanted: int = 1000) -> dict[str, Any]:
     from test_kills import kill_often, whole
 
     spec = standins.spec_of(tmp, 3, 1)
-    spent, first = timed(lambda: run_study(spec, tmp / "whole", Context()))
-    expected = standins.numbers(first.records)
+    expected = standins.numbers(run_study(spec, tmp / "whole", Context()).records)
     killed = studies = steps = 0
     while killed < wanted:
         studies += 1
         folder = tmp / f"study{studies}"
         options = Options(keep="results" if studies % 2 else "all")
-        killed += kill_often(spec, folder, options, wanted - killed, studies, spent["wall"] / 6)
+        killed += kill_often(spec, folder, options, wanted - killed, studies)
         result = run_study(spec, folder, Context(), options=options)
         assert not result.failed and not result.left_out and standins.numbers(result.records) == expected
         steps += len(whole(folder))

@@ -48,10 +48,10 @@ def test_what_failed_and_what_was_skipped_is_listed_and_the_exit_code_is_1(
 
     found = called("study", "status", out)
     assert found.exit_code == 0
-    assert found.stdout.splitlines()[0] == "A try: 12 of 15 steps done, 1 failed, 2 open; no run is at work"
+    assert found.stdout.splitlines()[0] == "A try: 11 of 14 steps done, 1 failed, 2 open; no run is at work"
     assert "failed: tiny > fake-mark > breaks: RuntimeError: it broke" in found.stdout
     values = json.loads(called("study", "status", out, "--json").stdout)
-    assert (values["steps"], values["done"], values["open"], values["run"]) == (15, 12, 2, None)
+    assert (values["steps"], values["done"], values["open"], values["run"]) == (14, 11, 2, None)
     assert values["failed"] == [{"step": "tiny > fake-mark > breaks", "error": "RuntimeError: it broke"}]
 
     monkeypatch.setenv("FAKE_MENDED", "1")
@@ -59,7 +59,7 @@ def test_what_failed_and_what_was_skipped_is_listed_and_the_exit_code_is_1(
     assert again.exit_code == 0
     values = json.loads(again.stdout)
     assert (
-        values["steps"] == {"ran": 3, "found": 12, "again": 0, "dropped": 0}
+        values["steps"] == {"ran": 3, "found": 11, "again": 0, "dropped": 0}
         and values["failed"] == values["skipped"] == []
     )
 
@@ -74,7 +74,7 @@ def test_the_status_of_a_run_that_is_at_work(study: Path, tmp_path: Path) -> Non
         (partial / "record.json").write_text('{"status": "failed"}')
         said = called("study", "status", out).stdout
         refused = called("study", "run", study, "--out", out, "-q")
-    assert "12 of 15 steps done, 1 running, 2 open; a run is at work (process " in said
+    assert "11 of 14 steps done, 1 running, 2 open; a run is at work (process " in said
     assert "running: tiny > fake-mark > breaks (process " in said
     assert refused.exit_code == 2 and refused.stderr.count("\n") == 1 and "another run is at work" in refused.stderr
 
