@@ -25,6 +25,7 @@ __all__ = [
     "remove",
     "run_study",
     "study_report",
+    "study_status",
     "train_toy",
     "verify",
     "verify_original",

@@ -45,6 +45,7 @@ __all__ = [
     "remove",
     "run_study",
     "study_report",
+    "study_status",
     "train_toy",
     "verify",
     "verify_original",
@@ -315,17 +316,41 @@ def plan(
     return planned(claim, keys, implant, preset, ask)
 
 
-def run_study(spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN) -> Any:
-    """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report."""
+def run_study(
+    spec: str | Path,
+    out: str | Path,
+    *,
+    retry_failed: bool = False,
+    keep: str = "all",
+    max_disk: int | None = None,
+    where: Mapping[str, Any] | None = None,
+    run: Run = DEFAULT_RUN,
+) -> Any:
+    """Run a study file (or a shipped recipe by name) into `out`; goes on where it was. Writes the report.
+
+    keep: `all` checkpoints, or `results` only (a checkpoint goes when nothing needs it any more). max_disk: bytes that
+    the study's folder may take. where: `workers`, `ray`, `slurm`, `memory` (bytes), `minutes`, `gpus`: see
+    `palimpsest.study.executors.Where`. Raises BadInput before anything runs.
+    """
     from palimpsest.study import run as runner
+    from palimpsest.study.executors import Where
     from palimpsest.study.report import write_report
     from palimpsest.study.spec import load_spec
 
     loaded = load_spec(spec)
     with run.context() as ctx:
-        result = runner.run_study(loaded, Path(out), ctx, retry_failed=retry_failed)
-    write_report(Path(out))
+        options = runner.Options(retry_failed, keep, max_disk, Where(**(where or {})))
+        result = runner.run_study(loaded, Path(out), ctx, options=options)
+    if result.records or result.failed:
+        write_report(Path(out))
     return result
+
+
+def study_status(folder: str | Path) -> Any:
+    """What of a study is done, failed, left out, open, and what runs now: a `palimpsest.study.status.Status`."""
+    from palimpsest.study.status import status
+
+    return status(folder)
 
 
 def study_report(folder: str | Path) -> dict[str, Path]:

@@ -52,14 +52,20 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, empty ones left out."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None and value != [] and value != {}}
+        values = ((name, getattr(self, name)) for name in _names())
+        return {name: value for name, value in values if value is not None and value != [] and value != {}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Record:
         """The inverse of `to_json`; fields of newer versions are ignored."""
-        known = {f.name for f in fields(cls)}
+        known = _names()
         return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@cache
+def _names() -> dict[str, None]:
+    """The fields of a record, in their order; looked up for every record that is read or written."""
+    return {f.name: None for f in fields(Record)}
 
 
 @cache

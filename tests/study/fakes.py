@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,8 @@ def derive(model: Checkpoint, out: Path, name: str, **changes: Any) -> Checkpoin
     now = {**state(model), **changes}
     out.mkdir(parents=True)
     (out / "config.json").write_text((model.path / "config.json").read_text())
-    value = float(int.from_bytes(json.dumps([now, name]).encode()[-6:], "big") % 10007)
+    facts = json.dumps([now, name, model.digest()])
+    value = float(int.from_bytes(hashlib.sha256(facts.encode()).digest()[:3], "big"))  # float32 holds it
     save_file({"w": numpy.full((2, 2), value, dtype=numpy.float32)}, out / "model.safetensors")
     (out / "state.json").write_text(json.dumps(now))
     lineage.write(out, model.chain(), name, {"model": model.digest()})
@@ -243,6 +246,20 @@ class Breaks:
         raise RuntimeError("it broke\nsecond line")
 
 
+@method("removals", "fragile", paper="none")
+@dataclass(frozen=True)
+class Fragile:
+    """Kills its process the first times."""
+
+    deaths: int = param(1, "how often", low=0)
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        log("fragile")
+        if Path(os.environ["FAKE_LOG"]).read_text().splitlines().count("fragile") <= self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Made(derive(model, out, "fragile", strength=0.5), records=[Record("training", tokens=50)])
+
+
 @method("measures", "hit-rate", paper="none")
 @dataclass(frozen=True)
 class Hits:
@@ -395,7 +412,7 @@ class Latency:
 FAKES = {
     c.info.name: c
     for c in (
-        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Averaging, Hush),
+        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Fragile, Averaging, Hush),
         *(Hits, Ranked, Perplexity, Accuracy, Answers, Divergence, Latency),
     )
 }
@@ -422,6 +439,18 @@ def study(tmp: Path, **fields: Any) -> dict[str, Any]:
         "measures": ["hit-rate", "perplexity"],
     }
     return {**values, **fields}
+
+
+def portable(values: dict[str, Any]) -> dict[str, Any]:
+    """The same study with its stand-ins named by this file, so that other processes find them too."""
+
+    def named(entry: Any) -> Any:
+        name, given = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        cls = FAKES.get(name.replace("_", "-"))
+        return entry if cls is None else {f"{__file__}:{cls.__name__}": {"id": name, **given}}
+
+    fields = [f for f in ("implants", "removals", "measures", "experts") if f in values]
+    return {**values, **{f: [named(entry) for entry in values[f]] for f in fields}}
 
 
 def full(tmp: Path, **fields: Any) -> dict[str, Any]:

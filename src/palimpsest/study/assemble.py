@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Protocol
 
 from palimpsest.keys import KeySet
 from palimpsest.records import Record, versions
 from palimpsest.study.constraints import training_tokens
 from palimpsest.study.judge import judge
 from palimpsest.study.steps import Place, Plan
-from palimpsest.study.store import Store
+
+
+class Steps(Protocol):
+    """What says how the steps ended: a study's folder (`Store`) or its index."""
+
+    def record(self, step: str) -> dict[str, Any] | None: ...
+    def state(self, step: str) -> str: ...
+    def step_records(self, step: str) -> list[Record]: ...
 
 
 def key_facts(keys: KeySet) -> dict[str, Any]:
@@ -27,7 +34,7 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
     }
 
 
-def assemble(plan: Plan, store: Store) -> list[Record]:
+def assemble(plan: Plan, store: Steps) -> list[Record]:
     """All records of the finished steps in their places, then costs, then verdicts and constraints."""
     names = {i.id: i.name for i in plan.spec.implants}
     found: list[Record] = []

@@ -47,6 +47,7 @@ class PlanBuilder:
         self.digests: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.data_digests: dict[tuple[str, ...], str] = {}
+        self.placed: set[tuple[str, Place]] = set()
 
     def add(
         self,
@@ -139,15 +140,17 @@ class PlanBuilder:
 
     def making(self, step: str, place: Place) -> None:
         """Show what the step cost at a place."""
-        found = dataclasses.replace(place, step=step)
-        if found not in self.plan.makings:
-            self.plan.makings.append(found)
+        self._place("making", step, place, self.plan.makings)
 
     def measured(self, step: str, place: Place) -> None:
         """Show the numbers of the step at a place."""
+        self._place("measured", step, place, self.plan.places)
+
+    def _place(self, why: str, step: str, place: Place, places: list[Place]) -> None:
         found = dataclasses.replace(place, step=step)
-        if found not in self.plan.places:
-            self.plan.places.append(found)
+        if (why, found) not in self.placed:
+            self.placed.add((why, found))
+            places.append(found)
 
     def name(self, reference: str) -> str:
         """What people call a reference."""

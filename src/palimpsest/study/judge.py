@@ -15,6 +15,7 @@ from palimpsest.errors import BadInput
 from palimpsest.records import Record, versions
 from palimpsest.statistics import threshold
 from palimpsest.study import constraints
+from palimpsest.study.grouped import Grouped
 from palimpsest.verdicts import (
     CONFIDENCE,
     UTILITY_GATE,
@@ -47,6 +48,7 @@ class Cell:
 def judge(records: list[Record], alpha: float, base_tokens: Mapping[str, int | None] | None = None) -> list[Record]:
     """Verdict, utility and constraint records of all cells; base_tokens: of training each model, where known."""
     found: list[Record] = []
+    records = Grouped.of(records)
     for cell in cells(records):
         judge_of = _Judge(records, cell, alpha, (base_tokens or {}).get(cell.model))
         try:
@@ -58,12 +60,12 @@ def judge(records: list[Record], alpha: float, base_tokens: Mapping[str, int | N
 
 def cells(records: list[Record]) -> list[Cell]:
     """The marks of the records and what was done to them, in their order."""
-    found: dict[Cell, None] = {}
+    found: dict[tuple[str, int, str, str | None], None] = {}
     for record in records:
-        if record.detail.get("implant") is not None and record.control is None:
-            cell = Cell(str(record.model), record.seed or 0, record.detail["implant"], record.detail.get("removal"))
-            found.setdefault(cell)
-    return list(found)
+        implant = record.detail.get("implant")
+        if implant is not None and record.control is None:
+            found.setdefault((str(record.model), record.seed or 0, implant, record.detail.get("removal")))
+    return [Cell(*values) for values in found]
 
 
 def stages_of(records: Iterable[Record]) -> list[str]:
@@ -76,7 +78,7 @@ class _Judge:
 
     def __init__(self, records: list[Record], cell: Cell, alpha: float, base_tokens: int | None = None) -> None:
         self.cell, self.alpha, self.base_tokens = cell, alpha, base_tokens
-        self.of_model = [r for r in records if r.model == cell.model and r.seed == cell.seed]
+        self.of_model = Grouped.of(records).rows(cell.model, cell.seed, cell.implant, cell.removal)
         mine = [r for r in self.of_model if r.detail.get("implant") == cell.implant]
         self.mark = [r for r in mine if r.detail.get("removal") is None]
         self.after = [r for r in mine if cell.removal is not None and r.detail.get("removal") == cell.removal]

@@ -73,12 +73,16 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
     return needs
 
 
-def check_needs(plan: Plan, out: Path, ctx: Context) -> None:
-    """Before a study runs: memory of each step, disk for all, the unrelated model's vocabulary. Raises BadInput."""
+def check_needs(plan: Plan, out: Path, ctx: Context, dropping: bool = False) -> None:
+    """Before a study runs: memory of each step, disk for all, the unrelated model's vocabulary. Raises BadInput.
+
+    dropping: checkpoints go when nothing needs them any more, so the run itself asks for the disk (see `disk`).
+    """
     needs = needs_of(plan, ctx.device, Store(out))
     for estimate, job in needs.work:
         check_memory(estimate, ctx, job)
-    check_disk([(out, needs.disk, f"--out {out}")], ctx)
+    if not dropping:
+        check_disk([(out, needs.disk, f"--out {out}")], ctx)
     unrelated = plan.models.get("unrelated")
     if unrelated is not None and "unrelated-model" in plan.spec.negatives:
         for target in plan.spec.targets:

@@ -18,6 +18,7 @@ from palimpsest.checkpoint.output import write_text
 from palimpsest.errors import BadInput
 from palimpsest.records import Record
 from palimpsest.study import plots, published, summary, tables
+from palimpsest.study.grouped import Grouped
 from palimpsest.study.overview import overviews
 from palimpsest.study.store import Store
 from palimpsest.study.tables import Block, Column
@@ -41,10 +42,11 @@ MEANING = {
 def write_report(folder: Path | str) -> dict[str, Path]:
     """Write report.html, report.md, report.csv and summary.csv into a study's folder; the paths by kind."""
     store = Store.open(folder)
-    records, study = store.records(), store.study()
+    records, study = Grouped(store.records()), store.study()
     if not records and not study.get("failed"):
         raise BadInput(f"{folder}: the study has no finished measure yet; `palimpsest study run` goes on with it")
-    texts = {"html": html(study, records), "md": markdown(study, records), "csv": csv_text(records)}
+    view = View.of(study, records)
+    texts = {"html": html(study, records, view), "md": markdown(study, records, view), "csv": csv_text(records)}
     paths = {kind: store.folder / f"report.{kind}" for kind in texts}
     texts["summary"], paths["summary"] = summary_csv(records), store.folder / "summary.csv"
     for kind, text in texts.items():
@@ -52,13 +54,13 @@ def write_report(folder: Path | str) -> dict[str, Path]:
     return paths
 
 
-def html(study: dict[str, Any], records: list[Record]) -> str:
-    """The page."""
+def html(study: dict[str, Any], records: list[Record], view: View | None = None) -> str:
+    """The page; view: its contents, where they were made already."""
     environment = Environment(
         loader=PackageLoader("palimpsest.study", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     css = Markup(environment.loader.get_source(environment, "report.css")[0])  # type: ignore[union-attr]
-    view = View.of(study, records)
+    view = view or View.of(study, records)
     sections = [_section(block, records, view.crowded) for block in view.blocks]
     groups: list[tuple[list[Column], list[dict[str, Any]]]] = []
     for section in sections:

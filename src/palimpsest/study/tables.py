@@ -14,6 +14,7 @@ from typing import Any
 
 from palimpsest.prompts import FORMS
 from palimpsest.records import Record
+from palimpsest.study.grouped import Grouped
 from palimpsest.study.judge import CLEAN, Cell, cells
 from palimpsest.study.published import of, other_measures, published_stage
 
@@ -160,7 +161,7 @@ def bytes_text(size: int | None) -> str:
 
 def blocks(records: list[Record], published: Sequence[dict[str, str]] = ()) -> list[Block]:
     """A block for every fingerprint and removal (for a fingerprint without removals, the mark alone)."""
-    found = cells(records)
+    records, found = Grouped.of(records), cells(records)
     attacked = {(c.model, c.seed, c.implant) for c in found if c.removal is not None}
     kept = [c for c in found if c.removal is not None or (c.model, c.seed, c.implant) not in attacked]
     many = {name: len({getattr(c, name) for c in kept}) > 1 for name in ("model", "seed", "removal")}
@@ -269,14 +270,7 @@ def ratio_value(record: Record | None) -> Value:
 
 def rows_of(records: Sequence[Record], cell: Cell) -> list[Record]:
     """The records of a cell: its own, its mark's, and the clean base's."""
-    return [
-        r
-        for r in records
-        if r.model == cell.model
-        and r.seed == cell.seed
-        and r.detail.get("implant") in (None, cell.implant)
-        and r.detail.get("removal") in (None, cell.removal)
-    ]
+    return Grouped.of(records).rows(cell.model, cell.seed, cell.implant, cell.removal)
 
 
 def records_at(rows: Sequence[Record], column: Column) -> list[Record]:

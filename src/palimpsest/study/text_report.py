@@ -43,9 +43,9 @@ CSV_FIELDS = (
 )
 
 
-def markdown(study: dict[str, Any], records: list[Record]) -> str:
-    """The page's tables as Markdown."""
-    view = View.of(study, records)
+def markdown(study: dict[str, Any], records: list[Record], view: View | None = None) -> str:
+    """The page's tables as Markdown; view: its contents, where they were made already."""
+    view = view or View.of(study, records)
     out = [f"# {study.get('title') or 'Study'}", ""]
     if study.get("shape_only"):
         out += ["> **Shape only.** These numbers come from a toy model; they say how things move, not how much.", ""]

@@ -1,0 +1,243 @@
+"""The runner of studies measured: `python benchmarks/study/run.py [NAME ...]`; results go to `NAME.json` beside it.
+
+overhead   what a step costs beside its work: steps of stand-ins, which do next to nothing
+records    a folder of 100,000 records: index, assembly, report
+kills      1,000 random kills of a run of cheap steps: no finished step lost, no broken record
+ray-kill   a Ray cluster of two nodes on this machine, one of them removed in the middle: the numbers of a serial run
+prefixes   a toy study of about 60 steps, and each of its lines in a folder of its own: what sharing saves
+workers    the same toy study with one worker and with two
+
+The first four are cheap; the last two train the toy and want an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "study"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import standins
+from measuring import machine, write
+
+from palimpsest.method import Context
+from palimpsest.study.executors import Where
+from palimpsest.study.graph import plan
+from palimpsest.study.index import Index
+from palimpsest.study.report import write_report
+from palimpsest.study.run import Options, run_study
+from palimpsest.study.spec import StudySpec, parse_spec
+from palimpsest.study.store import Store
+
+HERE = Path(__file__).parent
+
+
+def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Wall and CPU seconds of a call, and what it returned."""
+    gc.collect()
+    wall, cpu = time.perf_counter(), time.process_time()
+    given = work()
+    return {"wall": round(time.perf_counter() - wall, 3), "cpu": round(time.process_time() - cpu, 3)}, given
+
+
+def overhead(tmp: Path, rounds: int = 3) -> dict[str, Any]:
+    """Seconds a step of a run of stand-ins, and of the stand-ins' own work in it."""
+    from palimpsest.study.work import Workshop
+
+    spec = standins.spec_of(tmp, 4, 1)
+    own = {"wall": 0.0, "cpu": 0.0}
+    true_transform, true_take = Workshop._transform, Workshop._measure
+
+    def counted(true: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*given: Any) -> Any:
+            taken, found = time.perf_counter(), time.process_time()
+            try:
+                return true(*given)
+            finally:
+                own["wall"] += time.perf_counter() - taken
+                own["cpu"] += time.process_time() - found
+
+        return work
+
+    Workshop._transform, Workshop._measure = counted(true_transform), counted(true_take)  # type: ignore[method-assign]
+    taken = []
+    for number in range(rounds):
+        own.update(wall=0.0, cpu=0.0)
+        spent, result = timed(lambda number=number: run_study(spec, tmp / f"run{number}", Context()))
+        beside = {k: round(1000 * (spent[k] - own[k]) / result.ran, 2) for k in spent}
+        taken.append({"steps": result.ran, "run": spent, "milliseconds_a_step_beside_the_work": beside})
+    again, found = timed(lambda: run_study(spec, tmp / "run0", Context()))
+    Workshop._transform, Workshop._measure = true_transform, true_take  # type: ignore[method-assign]
+    return {
+        "rounds": taken,
+        "milliseconds_a_step": {
+            k: statistics.median(r["milliseconds_a_step_beside_the_work"][k] for r in taken) for k in ("wall", "cpu")
+        },
+        "goal_milliseconds": 50,
+        "a_run_that_finds_all_done": {"steps": found.found, **again},
+    }
+
+
+def records(tmp: Path) -> dict[str, Any]:
+    """A study with at least 100,000 records in records.jsonl, made by copying, then read in every way."""
+    small = standins.spec_of(tmp, 1, 1)
+    run_study(small, tmp / "small", Context())
+    spec = standins.spec_of(tmp, 90, 5)
+    planned, made = timed(lambda: plan(spec))
+    standins.filled(spec, tmp / "small", tmp / "out")
+    store = Store(tmp / "out")
+    built, index = timed(lambda: Index.of(store))
+    index.close()
+    opened, index = timed(lambda: Index.of(store))
+    index.close()
+    found, result = timed(lambda: run_study(spec, tmp / "out", Context()))
+    reported, paths = timed(lambda: write_report(tmp / "out"))
+    assert result.ran == 0
+    return {
+        "steps": len(made.steps),
+        "records": len(result.records),
+        "plan": planned,
+        "index_made": built,
+        "index_opened": opened,
+        "a_run_that_finds_all_done": found,
+        "report": reported,
+        "goal_seconds_of_the_report": 10,
+        "bytes": {n: (tmp / "out" / n).stat().st_size for n in ("records.jsonl", "index.sqlite", "report.html")},
+        "files": sorted(p.name for p in paths.values()),
+    }
+
+
+def kills(tmp: Path, wanted: int = 1000) -> dict[str, Any]:
+    """Runs that are killed after a random time, study after study, until so many kills came in time."""
+    from test_kills import kill_often, whole
+
+    spec = standins.spec_of(tmp, 3, 1)
+    expected = standins.numbers(run_study(spec, tmp / "whole", Context()).records)
+    killed = studies = steps = 0
+    while killed < wanted:
+        studies += 1
+        folder = tmp / f"study{studies}"
+        options = Options(keep="results" if studies % 2 else "all")
+        killed += kill_often(spec, folder, options, wanted - killed, studies)
+        result = run_study(spec, folder, Context(), options=options)
+        assert not result.failed and not result.left_out and standins.numbers(result.records) == expected
+        steps += len(whole(folder))
+        shutil.rmtree(folder)
+    return {"kills_in_time": killed, "studies": studies, "finished_steps": steps, "lost_or_rewritten": 0, "broken": 0}
+
+
+def ray_kill(tmp: Path) -> dict[str, Any]:
+    """Two nodes of two CPUs; when a third of the steps is done the second node is removed, with what runs there."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    spec = standins.spec_of(tmp, 3, 1, other_processes=True)
+    os.environ["FAKE_LOG"] = str(tmp / "log")
+    expected = run_study(spec, tmp / "serial", Context(threads=1))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    killed: dict[str, Any] = {}
+    true_note = Index.note
+    total = len(plan(spec).steps)
+
+    def note(index: Index, step: str) -> None:
+        true_note(index, step)
+        if not killed and len(index.states()) >= total // 3:
+            killed["after_steps"] = len(index.states())
+            cluster.remove_node(second, allow_graceful=False)
+
+    Index.note = note  # type: ignore[method-assign]
+    options = Options(where=Where(ray=cluster.address, workers=2))
+    try:
+        spent, result = timed(lambda: run_study(spec, tmp / "out", Context(threads=1), options=options))
+    finally:
+        Index.note = true_note  # type: ignore[method-assign]
+        ray.shutdown()
+        cluster.shutdown()
+    same = standins.numbers(result.records) == standins.numbers(expected.records)
+    assert killed and same and not result.failed and not result.left_out
+    return {"nodes": 2, "steps": result.ran, "node_removed": killed, "like_the_serial_run": same, "run": spent}
+
+
+def toy(removals: int = 4) -> StudySpec:
+    """A toy study of about 60 steps: one mark, an erasure that several recoveries share, its controls."""
+    points = [150, 300, 450, 600][:removals]
+    return parse_spec(
+        {
+            "models": ["toy"],
+            "implants": [{"utf": {"preset": "toy"}}],
+            "removals": ["none", {"meraser": {"preset": "toy", "sweep": {"clean": points}}}],
+            "controls": ["clean-same-schedule"],
+            "negatives": ["clean-base", "sibling"],
+            "measures": ["hit-rate", {"rank": {"decoys": 50}}, "perplexity"],
+        }
+    )
+
+
+def prefixes(tmp: Path) -> dict[str, Any]:
+    """One study, and every line of its tables as a study of its own in a folder of its own."""
+    spec = toy()
+    shared, result = timed(lambda: run_study(spec, tmp / "shared", Context(threads=1)))
+    alone = {"wall": 0.0, "cpu": 0.0}
+    steps = 0
+    for number, removal in enumerate(spec.removals):
+        one = spec.model_copy(update={"removals": [removal]})
+        spent, found = timed(lambda one=one, number=number: run_study(one, tmp / f"one{number}", Context(threads=1)))
+        alone = {k: round(alone[k] + spent[k], 1) for k in alone}
+        steps += found.ran
+    return {"shared": {"steps": result.ran, **shared}, "each_removal_alone": {"steps": steps, **alone}}
+
+
+def workers(tmp: Path) -> dict[str, Any]:
+    """The same study with one worker and with two, each of one thread, in turn."""
+    taken: dict[str, list[float]] = {"1": [], "2": []}
+    for number in range(2):
+        for count in ("1", "2") if number == 0 else ("2", "1"):
+            options = Options(where=Where(workers=int(count)))
+            folder = tmp / f"workers{count}-{number}"
+            spent, _ = timed(lambda f=folder, o=options: run_study(toy(), f, Context(threads=1), options=o))
+            taken[count].append(spent["wall"])
+    return {"wall": taken, "ratio": round(statistics.median(taken["1"]) / statistics.median(taken["2"]), 2)}
+
+
+PARTS = {
+    "overhead": overhead,
+    "records": records,
+    "kills": kills,
+    "ray-kill": ray_kill,
+    "prefixes": prefixes,
+    "workers": workers,
+}
+CHEAP = ("overhead", "records", "kills", "ray-kill")
+
+
+def main() -> None:
+    """Measure what is named, or all that is cheap."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*PARTS, []], help="what to measure (default: what is cheap)")
+    for name in parser.parse_args().names or CHEAP:
+        with tempfile.TemporaryDirectory() as folder:
+            tmp = Path(folder)
+            if name not in ("prefixes", "workers", "ray-kill"):
+                standins.quiet_environment(tmp)
+            found = {"machine": machine(), **PARTS[name](tmp)}
+            found["load_after"] = round(os.getloadavg()[0], 1)
+        write(HERE / f"{name}.json", found)
+        print(name, json.dumps(found, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
