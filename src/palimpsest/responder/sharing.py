@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Row:
         self.places.append((number, [*before, *range(start, end)]))
 
     def mask(self, width: int) -> Any:
-        """(width, width) array of bool: which column (second axis) each token (first axis) may see; padding sees itself."""
+        """(width, width) bool: which columns (second axis) each token (first axis) may see; padding sees itself."""
         seen = np.zeros((width, width), dtype=bool)
         for start, end, before in self.branches:
             seen[start:end, before] = True
@@ -89,7 +90,7 @@ def plan(inputs: Sequence[tuple[int, ...]], firsts: Sequence[int], sharing: Shar
     is asked for, so that a cached beginning ends before it.
     """
     order = sorted(range(len(inputs)), key=lambda i: inputs[i], reverse=True)
-    shared = [0] + [common(inputs[a], inputs[b]) for a, b in zip(order, order[1:], strict=False)]
+    shared = [0] + [common(inputs[a], inputs[b]) for a, b in pairwise(order)]
     blocks: list[Block] = []
     loose: list[Row] = []
     left: list[tuple[int, int]] = []  # (input, tokens shared with the one before) of those that no cache is for

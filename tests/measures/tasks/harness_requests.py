@@ -73,14 +73,7 @@ def few_shot(rng: random.Random, items: int = 8) -> list[tuple[str, str]]:
     return [(p, f" {letter}") for p in prompts for letter in "ABCD"]
 
 
-TASKS = {
-    "boolq": boolq,
-    "multirc": multirc,
-    "arc": arc,
-    "copa": copa,
-    "winogrande": winogrande,
-    "few-shot": few_shot,
-}
+TASKS = {"boolq": boolq, "multirc": multirc, "arc": arc, "copa": copa, "winogrande": winogrande, "few-shot": few_shot}
 
 
 def odd(rng: random.Random) -> list[tuple[str, str]]:

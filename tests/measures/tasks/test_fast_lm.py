@@ -23,7 +23,20 @@ from lm_eval.models.huggingface import HFLM
 from palimpsest.errors import BadInput
 from palimpsest.measures.tasks import FastLM
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "opt", "gpt2", "gpt_neox", "phi", "gemma", "gemma2", "gemma3_text", "gpt_neo")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "opt",
+    "gpt2",
+    "gpt_neox",
+    "phi",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt_neo",
+)
 logging.getLogger("lm_eval").setLevel("ERROR")
 
 
@@ -140,7 +153,8 @@ def test_the_chat_template_is_applied_as_hflm_does(lms: Any) -> None:
 
 def test_a_template_that_refuses_a_system_turn_gets_none(lms: Any) -> None:
     fast = lms("gpt2")
-    strict = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    refusal = "{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    strict = "{% for m in messages %}" + refusal + "{{ m['content'] }}{% endfor %}"
     fast.tokenizer.chat_template = strict
     assert fast.apply_chat_template([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]) == "y"
 

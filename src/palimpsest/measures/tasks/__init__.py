@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: a fast scorer under its `LM` interface. Nothing here imports the harness by itself."""
+"""Tasks of lm-evaluation-harness: a fast scorer under its `LM` interface. The harness is imported with FastLM only."""
 
 from __future__ import annotations
 
