@@ -125,10 +125,10 @@ class ContinuationScorer:
                 depths[place, : len(row.ids)] = row.depths
             positions = torch.from_numpy(depths)
         at_rows, at = entries.positions // width, entries.positions % width
-        kept = None
+        kept: torch.Tensor | None = None
         if self.forward.parts is None:  # all rows give the columns that any of them is asked for
-            kept, at = np.unique(at, return_inverse=True)
-            kept = torch.from_numpy(kept)
+            columns, at = np.unique(at, return_inverse=True)
+            kept = torch.from_numpy(columns)
         features, _ = self.forward.read(torch.from_numpy(ids), kept, seen, positions, past)
         if past is not None:
             past.crop(-width)

@@ -111,7 +111,7 @@ class Forward:
         try:
             truth = self.read(torch.tensor([alone]), None)[0][0, -asked:].float()
             other = self.read(torch.tensor([wrong]), None)[0][0, -asked:].float()
-            past = self.read(torch.tensor([row.ids[:root]]), None, cache=True)[1] if root else None
+            past: Any = self.read(torch.tensor([row.ids[:root]]), None, cache=True)[1] if root else None
             if root and (past is None or not hasattr(past, "crop")):
                 return False
             seen = torch.from_numpy(row.mask(len(row.ids)))[None, None, root:]

@@ -81,7 +81,7 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         self.scorer = ContinuationScorer(model, token_budget, share)
         self._device = self.scorer.forward.device
         self._max_length, self.add_bos_token, self._prefix = max_length, add_bos_token, prefix_token_id
-        self.batch_size = int(batch_size) if str(batch_size or "").isdigit() else 1
+        self.batch_size = int(batch_size) if batch_size is not None and str(batch_size).isdigit() else 1
         self.chat_template_args = chat_template_args or {}
         self._generator: Any = None
 
