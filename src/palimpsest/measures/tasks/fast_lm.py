@@ -26,6 +26,7 @@ from palimpsest.responder.continuations import ContinuationScorer
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+    from tqdm import tqdm  # which lm-eval needs too
 except ImportError as error:
     raise BadInput(f"FastLM needs lm-eval: pip install 'palimpsest-lm[eval]' ({error})") from None
 
@@ -179,8 +180,6 @@ class FastLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """The same for ((texts), context ids, continuation ids)."""
-        from tqdm import tqdm
-
         for text, context, continuation in requests:
             if not context or not continuation or len(continuation) > self.max_length:
                 wrong = "no context" if not context else "no continuation" if not continuation else "too long"
