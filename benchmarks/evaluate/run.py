@@ -201,7 +201,7 @@ def main() -> None:
         size = sum(p.numel() for p in model.parameters())
         for task in given.tasks:
             file, form, *counts = TASKS[task]
-            items = read_items(given.task_data, file, max(4, round(counts[name == "random"] * given.scale)))
+            items = read_items(given.task_data, file, max(1, round(counts[name == "random"] * given.scale)))
             batches = (*BATCHES, "auto") if given.auto and name == "given" else BATCHES
             found = compare(model, tokenizer, form(items), given.rounds, batches)
             facts = {"model": name, "architecture": model.config.model_type, "parameters": size, "task": task}

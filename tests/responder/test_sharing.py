@@ -57,7 +57,7 @@ def test_without_sharing_only_what_begins_another_input_is_left_out(inputs: list
 def test_a_long_beginning_of_many_inputs_is_cached_and_ends_before_what_is_asked() -> None:
     start = tuple(range(1000, 1000 + 3 * LEAST_ROOT))
     inputs = [(*start, *[i] * 20) for i in range(60)] + [(1, 2, 3)]
-    sharing = Sharing(400, True, 500)
+    sharing = Sharing(1000, True, 500)
     cached, loose = plan(inputs, firsts_of(inputs), sharing)
     assert cached.root == start and len(cached.rows) == 1200 // (ROW_BEHIND_ROOT // 20 * 20) + 1
     assert [row.ids for row in loose.rows] == [[1, 2, 3]]
@@ -65,6 +65,9 @@ def test_a_long_beginning_of_many_inputs_is_cached_and_ends_before_what_is_asked
     early = [LEAST_ROOT + 5, *firsts_of(inputs)[1:]]
     assert len(plan(inputs, early, sharing)[0].root) == LEAST_ROOT + 5
     assert all(not block.root for block in plan(inputs, [0] * len(inputs), sharing))
+    narrow, _ = plan(inputs, firsts_of(inputs), Sharing(250, True, 500))  # 250 squared over 704 columns: four tails of 20
+    assert narrow.root == start and [len(row.ids) for row in narrow.rows] == [80] * 15
+    assert all(not block.root for block in plan(inputs, firsts_of(inputs), Sharing(60, True, 500)))
 
 
 def test_joining_a_row_is_weighed_against_reading_again() -> None:

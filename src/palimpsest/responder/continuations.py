@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ Ids = Sequence[int]
 TOKENS = 2048  # of one forward pass on a CPU: activations that stay in its cache are the faster ones
 ELSEWHERE = 16384
 PAIRS = 1 << 22  # (query, key) pairs of one pass's masks on a CPU: 16 MiB in float32
-PAIRS_ELSEWHERE = 1 << 27
+PAIRS_ELSEWHERE = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ContinuationScorer:
     @cached_property
     def sharing(self) -> Sharing:
         """What of sharing the model allows; asked of it once."""
-        return self.forward.sharing(self.tokens) if self.share else Sharing()
+        return self.forward.sharing(min(self.tokens, isqrt(self.pairs))) if self.share else Sharing()
 
     @torch.inference_mode()
     def score(

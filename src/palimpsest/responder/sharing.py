@@ -22,7 +22,7 @@ Ids = Sequence[int]
 class Sharing:
     """What a model allows: `columns` of one row of several branches (0: no such rows), `cache` of a beginning.
 
-    pairs: how many pairs of attention cost as much as all else that one token costs in one layer.
+    No mask has more pairs than columns squared. pairs: how many pairs of attention cost as much as all else that one token costs in one layer.
     """
 
     columns: int = 0
@@ -101,7 +101,8 @@ def plan(inputs: Sequence[tuple[int, ...]], firsts: Sequence[int], sharing: Shar
         chosen, same = order[start:end], shared[start:end]
         root = _root(inputs, firsts, chosen, same, sharing) if sharing.cache else 0
         if root:
-            blocks.append(Block(inputs[chosen[0]][:root], _behind(inputs, chosen, same, root)))
+            width = min(ROW_BEHIND_ROOT, sharing.columns**2 // (root + ROW_BEHIND_ROOT))
+            blocks.append(Block(inputs[chosen[0]][:root], _behind(inputs, chosen, same, root, width)))
             loose += _rows(inputs, left, sharing)
             left = []
         else:
@@ -133,16 +134,21 @@ def _root(
     if added <= sharing.columns:
         return 0
     root = min(min(shared[1:]), min(firsts[i] for i in chosen))
+    longest = max(len(inputs[i]) for i in chosen)
+    if (longest - root) * longest > sharing.columns**2:
+        return 0
     return root if root >= max(LEAST_ROOT, (added - root) // (4 * len(chosen))) else 0
 
 
-def _behind(inputs: Sequence[tuple[int, ...]], chosen: list[int], shared: list[int], root: int) -> list[Row]:
-    """Rows behind a cached beginning, filled up: they are read one at a time."""
+def _behind(
+    inputs: Sequence[tuple[int, ...]], chosen: list[int], shared: list[int], root: int, width: int
+) -> list[Row]:
+    """Rows behind a cached beginning, filled up to `width` columns: they are read one at a time."""
     rows: list[Row] = []
     for number, same in zip(chosen, shared, strict=True):
         tail = inputs[number][root:]
         same = max(0, same - root)
-        if not rows or len(rows[-1].ids) + len(tail) - same > ROW_BEHIND_ROOT:
+        if not rows or len(rows[-1].ids) + len(tail) - same > width:
             rows.append(Row(root))
             same = 0
         rows[-1].add(number, tail, same)
