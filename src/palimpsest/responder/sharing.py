@@ -22,7 +22,8 @@ Ids = Sequence[int]
 class Sharing:
     """What a model allows: `columns` of one row of several branches (0: no such rows), `cache` of a beginning.
 
-    No mask has more pairs than columns squared. pairs: how many pairs of attention cost as much as all else that one token costs in one layer.
+    No mask has more pairs than columns squared. pairs: how many pairs of attention cost as much as all else that one
+    token costs in one layer.
     """
 
     columns: int = 0
