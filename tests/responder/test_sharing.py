@@ -65,7 +65,8 @@ def test_a_long_beginning_of_many_inputs_is_cached_and_ends_before_what_is_asked
     early = [LEAST_ROOT + 5, *firsts_of(inputs)[1:]]
     assert len(plan(inputs, early, sharing)[0].root) == LEAST_ROOT + 5
     assert all(not block.root for block in plan(inputs, [0] * len(inputs), sharing))
-    narrow, _ = plan(inputs, firsts_of(inputs), Sharing(250, True, 500))  # 250 squared over 704 columns: four tails of 20
+    # 250 squared over 704 columns are 88: four tails of 20
+    narrow, _ = plan(inputs, firsts_of(inputs), Sharing(250, True, 500))
     assert narrow.root == start and [len(row.ids) for row in narrow.rows] == [80] * 15
     assert all(not block.root for block in plan(inputs, firsts_of(inputs), Sharing(60, True, 500)))
 
