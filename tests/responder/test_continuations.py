@@ -71,7 +71,7 @@ def test_eager_attention_gives_the_same(family: str) -> None:
 
 def test_what_is_shared_is_read_once_and_a_long_beginning_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, bool]] = []
-    for tokens, cached in ((4096, False), (64, True)):
+    for tokens, cached in ((2048, False), (64, True)):
         scorer = ContinuationScorer(model_of("llama"), tokens)
         assert scorer.sharing.columns == tokens and scorer.sharing.cache
         plain = scorer.forward.read
