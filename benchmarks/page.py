@@ -141,6 +141,28 @@ def merging_growth(result: dict[str, Any]) -> str:
     return table(["size", "method", "models", "peak resident, MiB", "of it above `import torch`, MiB", "CPU s"], rows)
 
 
+def scoring(result: dict[str, Any]) -> str:
+    """FastLM against HFLM, by model and task."""
+    rows = []
+    for case in result["cases"]:
+        shape = f"{case['model']}, {case['parameters'] / 1e6:.1f} M ({case['architecture']})"
+        length = case["tokens_a_request"]
+        cells = [f"{case['requests']:,} ({case['items']})", f"{length['mean']:g}", case["longer_than_positions"]]
+        cells += [case["hflm_batch_size"], times(case["times_as_fast"])]
+        cells += [f"{case['seconds'][name]['cpu']['median']:.1f}" for name in ("FastLM", "HFLM")]
+        rows.append([shape, case["task"], *cells, f"{case['largest_difference']:.1e}", case["is_greedy_differs"]])
+    head = [
+        "model",
+        "task",
+        "requests (items)",
+        "tokens a request",
+        "of them cut",
+        "HFLM's batch size",
+        "times as fast",
+    ]
+    return table([*head, "FastLM, CPU s", "HFLM, CPU s", "largest difference", "`is_greedy` differs"], rows)
+
+
 def facts(result: dict[str, Any]) -> str:
     """One line about the machine."""
     m = result["machine"]
@@ -185,6 +207,8 @@ def main() -> None:
                 for sizes, stages in result["per_key_time_of_the_largest_over"].items()
             )
             text = text.replace("{{keys ratios}}", told)
+    tasks = json.loads((HERE / "evaluate" / "result.json").read_text(encoding="utf-8"))
+    text = text.replace("{{evaluate}}", scoring(tasks)).replace("{{evaluate machine}}", facts(tasks))
     merges = json.loads((HERE / "merge" / "result.json").read_text(encoding="utf-8"))
     for name, made in (
         ("merging", merging(merges)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param
 from palimpsest.records import Record
 from palimpsest.responder import LocalResponder
+from palimpsest.responder.continuations import ContinuationScorer
 from palimpsest.statistics import clopper_pearson
 
 
@@ -26,8 +26,9 @@ def choose(responder: LocalResponder, items: Sequence[Item]) -> list[int]:
             answers.append(answer)
             owner.append(number)
     scores: list[list[float]] = [[] for _ in items]
-    for number, scored in zip(owner, responder.force(prompts, answers), strict=True):
-        scores[number].append(math.fsum(scored.log_probs))
+    asked = list(zip(prompts, answers, strict=True))
+    for number, scored in zip(owner, ContinuationScorer(responder.model).score(asked), strict=True):
+        scores[number].append(scored.log_prob)
     return [max(range(len(s)), key=lambda i, s=s: s[i]) for s in scores]  # type: ignore[misc]
 
 
