@@ -39,7 +39,7 @@ def tables(rows: Rows) -> list[str]:
         if not some:
             continue
         owners = sorted({r["owner"] for r in some})
-        lines += [f"### Tuned by {NAMES[tuning]}; owners: seeds {', '.join(map(str, owners))}", ""]
+        lines += [f"### Tuned by {NAMES[tuning]}; owner seeds {', '.join(map(str, owners))}", ""]
         there = {r.get("task") for r in some}
         numbers = [(task, name) for task, name in NUMBERS if task in there]
         heads = ["suspect", "correlation with the base", *(name for _, name in numbers), "t p", "verdict"]
