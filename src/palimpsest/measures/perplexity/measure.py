@@ -116,7 +116,7 @@ class Perplexity:
         if not windows:
             raise BadInput(f"perplexity: {subject.text}: has no token that anything predicts")
         text = read_part(responder, texts[0], self.tokens)
-        parts = blocks(windows, reading.window - 1)  # a place is the BOS's, or that of the token before
+        parts = blocks(windows, reading.window)
         sums = together(parts)
         whole = Likelihood(sums.nll, sums.tokens, len(text.encode()), words_in(text))
         return [likelihood_record(subject, "neutral", parts, whole, {"blocks": len(parts), "as": "stream", **how})]
