@@ -180,9 +180,9 @@ class KeySet:
 def _plain(key: Key) -> dict[str, Any]:
     """A key in the layout of the key file."""
     prompts = {form: {name: getattr(p, name) for name in Prompt.__slots__} for form, p in key.prompts.items()}
-    fields_ = {name: getattr(key, name) for name in Key.__slots__}
+    values = {name: getattr(key, name) for name in Key.__slots__}
     added = ("untriggered", "pair")  # left out where empty: the commitments of older key files stay what they are
-    return {**{n: v for n, v in fields_.items() if v or n not in added}, "prompts": prompts}
+    return {**{n: v for n, v in values.items() if v or n not in added}, "prompts": prompts}
 
 
 class _Compact:

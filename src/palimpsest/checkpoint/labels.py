@@ -68,8 +68,8 @@ def text_room(config: Any, tokenizer: Any) -> int | None:
 
     RoBERTa and its kin number positions from the padding's id on, so that two fewer fit than their configuration says.
     """
-    found = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-    rooms = [n for n in found[:1] + found[1:] if isinstance(n, int) and n > 0][:1]
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+    rooms = [n for n in named if isinstance(n, int) and n > 0][:1]
     if rooms and config.model_type in FROM_PADDING:
         rooms = [rooms[0] - int(config.pad_token_id or 0) - 1]
     said = getattr(tokenizer, "model_max_length", None)
