@@ -96,7 +96,7 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return spec, result
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     workers=st.integers(1, 5),
