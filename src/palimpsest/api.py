@@ -35,6 +35,7 @@ __all__ = [
     "finetune",
     "info",
     "list_methods",
+    "list_tasks",
     "merge",
     "pretrain",
     "remove",
@@ -267,6 +268,22 @@ def list_methods(kind: str | None = None) -> list[registry.Entry]:
     if kind is not None and kind not in KINDS:
         raise BadInput(f"there is no kind {kind!r}{nearest(kind, KINDS, 'kind')}")
     return [e for e in registry.table().values() if kind in (None, e.kind)]
+
+
+def list_tasks(task_data: str | Path | None = None) -> dict[str, Any]:
+    """Our groups of tasks, and the tasks with a form for local files; of each, the files that `task_data` has."""
+    from palimpsest.measures.tasks import files
+    from palimpsest.measures.tasks.groups import GROUPS
+
+    there = files.listing(files.data_folder(str(task_data))) if task_data is not None else None
+    tasks = []
+    for task in files.local_tasks().values():
+        row: dict[str, Any] = {"name": task.name, "files": task.looked_for, "get": task.get}
+        if there is not None:
+            row["there"] = [p.name for paths in files.found_files(task, there).values() for p in paths]
+        tasks.append(row)
+    groups = [{"name": name, "tasks": list(g.tasks), "about": g.about} for name, g in GROUPS.items()]
+    return {"groups": groups, "tasks": tasks}
 
 
 def run_study(spec: str | Path, out: str | Path, *, retry_failed: bool = False, run: Run = DEFAULT_RUN) -> Any:

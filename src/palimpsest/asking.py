@@ -79,6 +79,9 @@ def evaluate(
     model: str | Path | Checkpoint,
     *,
     tasks: Sequence[str] = (),
+    task_data: str | Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
     perplexity: str | Path | None = None,
     data: Sequence[str | Path] = (),
     keys: str | Path | None = None,
@@ -95,16 +98,23 @@ def evaluate(
 
     through, settings, preset, reference: as in `verify`; settings may name a measure too. original, base: models that
     measures compare with. Through a wrapper the default is what it costs: `divergence` and `latency`.
+
+    tasks: the harness's names and our groups' (`measures.tasks.groups`), for the toy its world's. task_data: a folder
+    with their files, else the Hub; limit: items of each; fewshot: examples before each question.
     """
     from palimpsest import judging
-    from palimpsest.data import toy as toy_world
     from palimpsest.measures.accuracy import Accuracy
     from palimpsest.measures.perplexity import Perplexity, read_texts
 
     checkpoint = resolve(model)
     toy = is_toy(checkpoint)
-    if tasks:
-        toy_world.tasks(tasks)
+    accuracy = {"task_data": task_data and str(task_data), "limit": limit, "fewshot": fewshot}
+    asked = {name: value for name, value in accuracy.items() if value is not None}
+    if asked and not tasks:
+        raise BadInput(f"--{next(iter(asked)).replace('_', '-')}: goes with --tasks")
+    scored = build(Accuracy, settings={"tasks": tuple(tasks), **asked}) if tasks else None
+    if scored is not None and not through:
+        scored.check(checkpoint)
     if perplexity is not None:
         read_texts(Path(perplexity))
     for option, given in (("--tasks", tasks), ("--perplexity", perplexity)):
@@ -126,9 +136,9 @@ def evaluate(
     if not (tasks or perplexity or data or wanted):
         if not toy:
             raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
-        tasks = ("superglue",)
-    if tasks:
-        wanted.append(Accuracy(tasks=tuple(tasks)))
+        scored = Accuracy()
+    if scored is not None:
+        wanted.append(scored)
     if sides and (perplexity or data or not measures):
         wanted.append(Perplexity(on=tuple(sides)))
     known = KeySet.read(keys) if keys is not None else None

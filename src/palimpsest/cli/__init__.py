@@ -29,6 +29,7 @@ COMMANDS = (
     "finetune",
     "pretrain",
     "evaluate",
+    "tasks",
     "study",
     "methods",
     "info",

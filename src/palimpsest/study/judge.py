@@ -167,6 +167,8 @@ class _Judge:
         reason, marked = drawn.reason, self._utility(self.marked)
         if drawn.word == "ruined" and marked is not None and marked.kept is not None and marked.kept < UTILITY_GATE:
             reason += f" The mark alone left {100 * marked.kept:.3g} % of the base's utility."
+        if utility is not None and utility.kept is None:
+            reason += f" {no_task_tells(utility)}"
         return [
             self._record(
                 "removal",
@@ -234,7 +236,7 @@ class _Judge:
         tasks = {str(r.task): r for r in base if str(r.task) in now}
         if not tasks:
             return None
-        chance = {t: float(r.detail.get("chance", 0.0)) for t, r in tasks.items()}
+        chance = {t: without_a_model(r) for t, r in tasks.items()}
         return utility_kept({t: _tally(now[t]) for t in tasks}, {t: _tally(r) for t, r in tasks.items()}, chance)
 
     def _utility_record(self, rows: list[Record], stage: str, control: str | None) -> list[Record]:
@@ -252,6 +254,7 @@ class _Judge:
                 n=len(found.tasks),
                 confidence=found.confidence,
                 sided="two",
+                reason=no_task_tells(found) if found.kept is None else None,
                 detail={"tasks": list(found.tasks), "left_out": list(found.left_out)},
             )
         ]
@@ -276,6 +279,22 @@ class _Judge:
             **fields,
         )
         return replace(record, detail={k: v for k, v in detail.items() if v is not None})
+
+
+def without_a_model(record: Record) -> float:
+    """What an accuracy is measured from: chance, or the share of the most frequent class where that is more.
+
+    A model that always gives one class has the latter without knowing anything, and loses it by changing its mind.
+    """
+    return max(float(record.detail.get("chance", 0.0)), float(record.detail.get("majority", 0.0)))
+
+
+def no_task_tells(utility: Utility) -> str:
+    """Why nothing can be said of utility by tasks."""
+    of = ", ".join(utility.left_out)
+    return (
+        f"No task tells utility: the base's lower bound is above chance on none of {of}; neutral text alone is judged."
+    )
 
 
 def _at(rows: list[Record], stage: str) -> list[Record]:

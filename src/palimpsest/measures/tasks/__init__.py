@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness: its prompts and metrics, on the Hub's data or on local files."""
