@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from palimpsest.measures.subject import Subject
 
 FEWSHOT_SEED = 1234  # the harness's own default, so that the same examples stand before the same questions
-LOGIT_NUMBERS = 1 << 26  # rows times tokens times vocabulary of one batch of HFLM
+LOGIT_NUMBERS = 1 << 24  # rows times tokens times vocabulary of one batch of HFLM: more is slower on a CPU
 # What of a task's configuration makes its prompts and scores; where the rows come from is left out.
 PROMPT_FIELDS = (
     "output_type", "description", "doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix", "target_delimiter",
@@ -73,6 +73,7 @@ class Evaluated:
     cut: int | None
     positions: int | None
     fewshot: int
+    scorer: str
 
 
 def harness_version() -> str:
@@ -235,7 +236,8 @@ def evaluated(
     samples = found["samples"][ready.name]
     tokens, cut, positions = _lengths(scorer, samples)
     seconds = time.monotonic() - started
-    return Evaluated(ready, found["results"][ready.name], samples, seconds, tokens, cut, positions, shots)
+    results, name = found["results"][ready.name], type(scorer).__name__
+    return Evaluated(ready, results, samples, seconds, tokens, cut, positions, shots, name)
 
 
 def _lengths(scorer: Any, samples: Sequence[dict[str, Any]]) -> tuple[int | None, int | None, int | None]:
@@ -290,7 +292,7 @@ def quiet(progress: Progress | None = None) -> Iterator[None]:
     patched = [
         (module, vars(module)["tqdm"])
         for name, module in list(sys.modules.items())
-        if name.startswith("lm_eval.") and isinstance(vars(module).get("tqdm"), type)
+        if (name == "tqdm" or name.startswith("lm_eval.")) and isinstance(vars(module).get("tqdm"), type)
     ]
     bars = sys.modules.get("datasets")
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():

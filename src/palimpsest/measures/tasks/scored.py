@@ -32,6 +32,7 @@ def records_of(subject: Subject, found: Evaluated, limit: int | None) -> list[Re
         "harness": harness_version(),
         "version": found.ready.task.VERSION,
         "prompt_form": found.ready.prompt_form,
+        "scorer": found.scorer,
         "fewshot": found.fewshot,
         "split": found.ready.split,
         "source": found.ready.source,
