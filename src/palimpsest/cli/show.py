@@ -40,8 +40,9 @@ def show_records(records: Sequence[Record], console: Any) -> None:
     rows = [r for r in records if r.verdict is None and r.measure not in ("training", "transfer", "strength-search")]
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("what", "of", "measure", "value", "count", "95 % interval"):
-            table.add_column(name, justify="right" if name in ("value", "count") else "left")
+        chance = ["chance"] if any("chance" in r.detail for r in rows) else []
+        for name in ("what", "of", "measure", "value", "count", "95 % interval", *chance):
+            table.add_column(name, justify="right" if name in ("value", "count", "chance") else "left")
         for r in rows:
             table.add_row(
                 (r.control or r.stage or r.model or "") + wrapped(r),
@@ -50,6 +51,7 @@ def show_records(records: Sequence[Record], console: Any) -> None:
                 value_of(r),
                 f"{r.count} of {r.n}" if r.count is not None else "",
                 interval_of(r),
+                *(chance_of(r) for _ in chance),
             )
         console.print(table)
     for r in records:
@@ -75,6 +77,12 @@ def value_of(r: Record) -> str:
     if r.measure == "rank":
         return f"{r.value:g} of {int(r.detail.get('decoys', 0)) + 1:,}"
     return f"{r.value:.3g}"
+
+
+def chance_of(r: Record) -> str:
+    """What an accuracy has without a model: by chance, and by always giving the most frequent class."""
+    shares = [(r.detail[name], what) for name, what in (("chance", ""), ("majority", " one class")) if name in r.detail]
+    return ", ".join(f"{100 * share:.1f} %{what}" for share, what in shares)
 
 
 def interval_of(r: Record) -> str:

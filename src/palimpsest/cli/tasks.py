@@ -32,21 +32,16 @@ def tasks(
     if json:
         opt.print_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    groups = Table("group", "tasks", "what", box=None, pad_edge=False, header_style="bold")
+    typer.echo("groups")
     for group in found["groups"]:
-        groups.add_row(group["name"], ", ".join(group["tasks"]), group["about"])
-    console.print(groups)
-    console.print()
-    local = Table("task", "read from", "where to get it", box=None, pad_edge=False, header_style="bold")
+        typer.echo(f"  {group['name']}: {', '.join(group['tasks'])} ({group['about']})")
+    typer.echo("tasks that can be read from local files")
     for task in found["tasks"]:
-        local.add_row(task["name"], _files(task), task["get"])
-    console.print(local)
+        typer.echo(f"  {task['name']}: {_files(task)}")
 
 
 def _files(task: dict[str, Any]) -> str:
     there = task.get("there")
-    return str(task["files"]) if there is None else ", ".join(there) or f"not there: {task['files']}"
+    if there:
+        return ", ".join(there)
+    return f"{'' if there is None else 'not there: '}{task['files']}; {task['get']}"
