@@ -282,11 +282,12 @@ class _Judge:
 
 
 def without_a_model(record: Record) -> float:
-    """What an accuracy is measured from: chance, or the share of the most frequent class where that is more.
+    """What an accuracy is measured from: the largest of what needs no model (see `measures.tasks.scored`).
 
-    A model that always gives one class has the latter without knowing anything, and loses it by changing its mind.
+    A model that always gives one class, or the shortest choice, has as much without knowing anything, and loses it by
+    changing its mind.
     """
-    return max(float(record.detail.get("chance", 0.0)), float(record.detail.get("majority", 0.0)))
+    return max(float(record.detail.get(name, 0.0)) for name in ("chance", "majority", "shortest"))
 
 
 def no_task_tells(utility: Utility) -> str:

@@ -46,6 +46,7 @@ def test_count_interval_chance_and_majority_of_a_yes_no_task(tiny_model: Path, t
     detail = record.detail
     assert detail["right"] == "1001001001" and detail["limit"] == 10 and detail["fewshot"] == 0
     assert detail["chance"] == 0.5 and detail["majority"] == 0.6  # 6 of the first 10 are no
+    assert "shortest" not in detail
     assert list(detail["source"]) == ["boolq_validation.jsonl"] and detail["split"] == "validation"
     assert detail["version"] == 2.0 and detail["metric"] == "acc" and len(detail["prompt_form"]) == 16
 
@@ -59,6 +60,7 @@ def test_chance_is_the_exact_mean_of_one_over_the_choices(tiny_model: Path, tmp_
     assert set(found) == {"accuracy", "acc_norm"}
     assert found["accuracy"].detail["chance"] == pytest.approx((1 / 3 + 1 / 4 + 1 / 4 + 1 / 5) / 4, abs=1e-15)
     assert "majority" not in found["accuracy"].detail  # every item has its own choices
+    assert found["accuracy"].detail["shortest"] == 1.0  # all are of one length, and the first is right
     # item 0 right; item 1 wrong; items 2 and 3 tie, and the first of equal choices is taken, which is right here
     assert found["accuracy"].detail["right"] == "1011" and found["accuracy"].detail["split"] == "test"
 
@@ -92,6 +94,14 @@ def test_lambada_counts_greedy_words_and_has_no_chance(tiny_model: Path, tmp_pat
     found = records(tiny_model, tmp_path, "lambada_openai", Known("boats"))
     assert (found["accuracy"].count, found["accuracy"].n, found["accuracy"].detail["chance"]) == (2, 3, 0.0)
     assert found["perplexity"].value == pytest.approx(2.718281828 ** (7 / 3))
+
+
+def test_the_shortest_choice_is_a_level_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "choices": ["long one", "a", "longer one"], "label": i} for i in (1, 1, 1, 0)]
+    rows[0]["choices"] = ["a", "right but long", "b"]
+    jsonl(tmp_path / "arc_easy_test.jsonl", rows)
+    found = records(tiny_model, tmp_path, "arc_easy", Known("q1"))
+    assert found["accuracy"].detail["shortest"] == 0.5 and found["acc_norm"].detail["shortest"] == 0.5
 
 
 def test_f1_of_no_true_positive_is_nought() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from palimpsest.measures.subject import Subject
 
 RESAMPLES = 400
+BASELINES = ("chance", "majority", "shortest")  # accuracies that need no model
 BOOTSTRAP = f"percentile bootstrap over items, {RESAMPLES} resamples"
 
 
@@ -25,8 +26,8 @@ def records_of(subject: Subject, found: Evaluated, limit: int | None) -> list[Re
 
     A metric that is the mean of zeros and ones has its count, its Clopper-Pearson interval and the item-wise outcomes
     (`detail.right`); any other (F1, Matthews' correlation, perplexity) a bootstrap interval. `detail.chance` is 1 over
-    the number of choices, averaged over items; `detail.majority` the share of the most frequent class, where the
-    classes are the same for all items.
+    the number of choices, averaged over items; `detail.majority` the share of the most frequent class where the classes
+    are the same for all items, `detail.shortest` that of items whose shortest choice is right where they are not.
     """
     detail = {
         "harness": harness_version(),
@@ -38,6 +39,7 @@ def records_of(subject: Subject, found: Evaluated, limit: int | None) -> list[Re
         "source": found.ready.source,
         "chance": chance(found),
         "majority": majority(found),
+        "shortest": shortest(found),
         "limit": limit,
         "positions": found.positions,
         "items_cut": found.cut,
@@ -60,7 +62,7 @@ def records_of(subject: Subject, found: Evaluated, limit: int | None) -> list[Re
 def _record(subject: Subject, found: Evaluated, metric: str, numbers: dict[str, Any], detail: dict[str, Any]) -> Record:
     more = numbers.pop("detail", {})
     if metric != "acc":
-        detail = {k: v for k, v in detail.items() if k not in ("chance", "majority") or metric.startswith("acc")}
+        detail = {k: v for k, v in detail.items() if k not in BASELINES or metric.startswith("acc")}
     return subject.record(
         "accuracy" if metric == "acc" else metric,
         task=found.ready.name,
@@ -118,20 +120,44 @@ def majority(found: Evaluated) -> float | None:
     Classes are what the choices of an item end with, after what they begin with in common: "yes" and "no" also in
     MultiRC, whose choices repeat the answer that is judged.
     """
-    task = found.ready.task
-    if task.OUTPUT_TYPE != "multiple_choice" or not found.samples:
+    answers = _answers(found)
+    if not answers or len({_endings(choices) for choices, _ in answers}) > 1:
         return None
-    classes, golds = set(), Counter[int]()
+    return max(Counter(gold for _, gold in answers).values()) / len(answers)
+
+
+def shortest(found: Evaluated) -> float | None:
+    """Accuracy of always giving the shortest choice (characters; the first of equals), where items have their own.
+
+    Scores that are sums over tokens favour short choices, so a model may have this without knowing anything.
+    """
+    answers = _answers(found)
+    if not answers or len({_endings(choices) for choices, _ in answers}) == 1:
+        return None
+    lengths = [([len(c) for c in choices], gold) for choices, gold in answers]
+    return sum(of.index(min(of)) == gold for of, gold in lengths) / len(answers)
+
+
+def _answers(found: Evaluated) -> list[tuple[list[str], int]] | None:
+    """Choices and number of the right one, of all items; None where there are none, or several are right."""
+    task = found.ready.task
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    answers = []
     for sample in found.samples:
         choices = [str(c) for c in task.doc_to_choice(sample["doc"])]
-        shared = _shared(choices)
-        classes.add(tuple(c[shared:] for c in choices))
         gold = task.doc_to_text(sample["doc"]) if task.multiple_input else task.doc_to_target(sample["doc"])
         gold = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
-        if len(classes) > 1 or not isinstance(gold, int):
+        if not isinstance(gold, int):
             return None
-        golds[gold] += 1
-    return max(golds.values()) / golds.total()
+        answers.append((choices, gold))
+    return answers
+
+
+def _endings(choices: Sequence[str]) -> tuple[str, ...]:
+    """What the choices end with, after what they begin with in common."""
+    shared = _shared(choices)
+    return tuple(c[shared:] for c in choices)
 
 
 def _shared(choices: Sequence[str]) -> int:
