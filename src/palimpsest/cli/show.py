@@ -80,7 +80,7 @@ def value_of(r: Record) -> str:
 
 
 def chance_of(r: Record) -> str:
-    """What an accuracy has without a model: by chance, by always giving the most frequent class or the shortest choice."""
+    """What an accuracy has without a model: by chance, by the most frequent class, by the shortest choice."""
     names = (("chance", ""), ("majority", " one class"), ("shortest", " shortest"))
     shares = [(r.detail[name], what) for name, what in names if name in r.detail]
     return ", ".join(f"{100 * share:.1f} %{what}" for share, what in shares)
