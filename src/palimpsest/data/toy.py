@@ -22,9 +22,10 @@ def neutral_text() -> list[str]:
     return world().neutral_text()
 
 
-def tasks_known() -> set[str]:
+@cache
+def tasks_known() -> frozenset[str]:
     """Every name that `tasks` takes."""
-    return {"toy", "superglue", *world().tasks(), *world().skills()}
+    return frozenset({"toy", "superglue", *world().tasks(), *world().skills()})
 
 
 def tasks(names: Sequence[str]) -> dict[str, Task]:

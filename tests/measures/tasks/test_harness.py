@@ -120,6 +120,9 @@ def test_known_answers_are_counted_and_the_limit_takes_the_first(
     assert len(evaluated(ready, Known(" yes"), limit=5).samples) == 5
     assert evaluated(ready, Known("p1\n", "p4")).results["acc,none"] == pytest.approx(8 / 12)  # ties go to the first
     assert "noise" not in capsys.readouterr().out
+    (tmp_path / "boolq_validation.jsonl").write_text(items(3))
+    (changed,) = prepared(["boolq"], str(tmp_path))
+    assert len(evaluated(changed, Known(" yes")).samples) == 3
 
 
 def test_progress_moves_with_the_harness_bars(tmp_path: Path) -> None:

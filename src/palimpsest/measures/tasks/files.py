@@ -73,7 +73,7 @@ def data_folder(given: str) -> Path:
 
 def listing(folder: Path) -> list[Path]:
     """All files under a folder."""
-    return sorted(Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(Path(root) / name for root, _, names in os.walk(folder) for name in names)
 
 
 def found_files(task: LocalTask, there: list[Path]) -> dict[str, list[Path]]:

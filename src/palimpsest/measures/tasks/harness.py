@@ -117,13 +117,17 @@ def prepared(names: Sequence[str], task_data: str | None = None, fewshot: int | 
         more = f" (and {len(missing) - 1} more of {len(wanted)} tasks are not there)" if len(missing) > 1 else ""
         raise BadInput(missing[0] + more)
     return [
-        _from_files(task.name, tuple((role, tuple(paths)) for role, paths in splits.items())) for task, splits in found
+        _from_files(task.name, tuple((role, tuple((p, files.digest(p)) for p in ps)) for role, ps in splits.items()))
+        for task, splits in found
     ]
 
 
 @lru_cache(maxsize=64)
-def _from_files(name: str, splits: tuple[tuple[str, tuple[Path, ...]], ...]) -> Ready:
-    """The harness's task with its rows from these files: its YAML included in one of ours, which the harness loads."""
+def _from_files(name: str, splits: tuple[tuple[str, tuple[tuple[Path, str], ...]], ...]) -> Ready:
+    """The harness's task with its rows from these files: its YAML included in one of ours, which the harness loads.
+
+    splits: by role the files with their digests, so that a file that changed is read again.
+    """
     local = files.local_tasks()[name]
     with quiet():
         manager = _index(local.folder)
@@ -135,7 +139,7 @@ def _from_files(name: str, splits: tuple[tuple[str, tuple[Path, ...]], ...]) -> 
         handed = {
             "rows": local.rows,
             "columns": list(local.columns),
-            "splits": {role: [str(p.absolute()) for p in paths] for role, paths in splits},
+            "splits": {role: [str(p.absolute()) for p, _ in paths] for role, paths in splits},
         }
         body = {"include": str(entry.yaml_path), "task": name, **own, "dataset_kwargs": handed}
         text = json.dumps(body)[:-1] + ', "custom_dataset": !function palimpsest.measures.tasks.rows.dataset}\n'
@@ -143,7 +147,7 @@ def _from_files(name: str, splits: tuple[tuple[str, tuple[Path, ...]], ...]) -> 
             form = Path(scratch) / f"{name}.yaml"
             form.write_text(text, encoding="utf-8")
             task = manager.load([str(form)])["tasks"][name]
-    source = {p.name: files.digest(p) for _, paths in splits for p in paths}
+    source = {path.name: digest for _, paths in splits for path, digest in paths}
     return Ready(name, task, splits[0][0], source, task.get_config("num_fewshot"))
 
 
