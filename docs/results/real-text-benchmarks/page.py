@@ -55,9 +55,8 @@ def rates(rows: list[Row]) -> str:
             percent(r["detail"]["chance"]), one, short, verdict(r, len(shown)),
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(
-        [*lines, "", f"{len(shown)} rates; an interval of the last column is at {1 - ALPHA / len(shown):.4f}."]
-    )
+    note = f"{len(shown)} rates; intervals of the last column are at {1 - ALPHA / len(shown):.4f}."
+    return "\n".join([*lines, "", note])
 
 
 def others(rows: list[Row]) -> str:
@@ -65,12 +64,9 @@ def others(rows: list[Row]) -> str:
     lines = ["| of | metric | value | 95 % interval |", "|---|---|---|---|"]
     for r in rows:
         if "count" not in r:
-            name = r.get("source", r["task"])
-            lines.append(f"| {name} | {r['measure']} | {r['value']:.3g} | {r['low']:.3g} to {r['high']:.3g} |")
-            if "bits_per_byte" in r["detail"]:
-                lines[-1] = lines[-1].replace(
-                    "| perplexity |", f"| perplexity ({r['detail']['bits_per_byte']:.2f} bits per byte) |"
-                )
+            name, bits = r["detail"].get("text", r["task"]), r["detail"].get("bits_per_byte")
+            metric = r["measure"] if bits is None else f"{r['measure']} ({bits:.2f} bits per byte)"
+            lines.append(f"| {name} | {metric} | {r['value']:.3g} | {r['low']:.3g} to {r['high']:.3g} |")
     return "\n".join(lines)
 
 
@@ -94,7 +90,8 @@ def main() -> None:
     page = HERE / "README.md"
     text = page.read_text(encoding="utf-8")
     for name, table in (("rates", rates(rows)), ("others", others(rows)), ("read", read(rows))):
-        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, t=table: m[1] + t + m[2], text, flags=re.S)
+        found = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(found, lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S)
     page.write_text(text, encoding="utf-8")
 
 
