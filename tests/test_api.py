@@ -68,8 +68,10 @@ def test_evaluate_reads_text_and_dialogues_of_any_model(tiny_model: Path, rows: 
         ("perplexity", side) for side in ("neutral", "dialogue", "dialogue-and-prompt")
     ]
     assert all(r.value and r.value > 1 and r.digest == resolve(tiny_model).digest() for r in records)
-    with pytest.raises(BadInput, match="no toy"):
-        pal.evaluate(tiny_model, tasks=["boolq"], run=RUN)
+    with pytest.raises(BadInput, match=r"--task-data holds no BoolQ/val\.jsonl"):
+        pal.evaluate(tiny_model, tasks=["boolq"], task_data=tmp_path, run=RUN)
+    with pytest.raises(BadInput, match="--limit: goes with --tasks"):
+        pal.evaluate(tiny_model, perplexity=text, limit=3, run=RUN)
 
 
 def test_a_plug_in_file_works_wherever_a_name_does(tiny_model: Path, tmp_path: Path) -> None:

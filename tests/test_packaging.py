@@ -71,6 +71,7 @@ def test_the_wheel_takes_everything_under_the_package() -> None:
         "toyworld/weights/base/tokenizer.json",
         "toyworld/weights/unrelated/model.safetensors",
         "recipes/*.y*ml",
+        "measures/tasks/local/*.yaml",
     ],
 )
 def test_data_files_are_there(pattern: str) -> None:

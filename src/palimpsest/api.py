@@ -18,15 +18,16 @@ from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.cost import metered
 from palimpsest.errors import BadInput, nearest
+from palimpsest.inspecting.tasks import list_tasks
 from palimpsest.keys import KeySet
 from palimpsest.method import input_fields
+from palimpsest.planning import plan
 from palimpsest.records import Record
 from palimpsest.through import refuse_wrapper
 
 if TYPE_CHECKING:
     from palimpsest.inspecting import Diagnosis, Finding
     from palimpsest.merging.asking import Words
-    from palimpsest.verdicts import Plan
 
 __all__ = [
     "Result",
@@ -39,6 +40,7 @@ __all__ = [
     "info",
     "key_picture",
     "list_methods",
+    "list_tasks",
     "merge",
     "plan",
     "pretrain",
@@ -296,24 +298,6 @@ def key_picture(
     drawn = picture(found, title)
     write_text(Path(out), page(drawn, title) if Path(out).suffix == ".html" else drawn)
     return Path(out)
-
-
-def plan(
-    claim: str,
-    *,
-    keys: int | str | Path | None = None,
-    implant: str | None = None,
-    preset: str | None = None,
-    **ask: Any,
-) -> Plan:
-    """How many prompts, keys, items or seeds a claim takes: `plan("ASR<1%", confidence=95)`; asks no model.
-
-    keys: how many, or a key file. implant: a fingerprint by name, with the keys and the committed list of its
-    parameters. ask: the fields of `verdicts.Ask`; rates as numbers below 1 or as text like "1%".
-    """
-    from palimpsest.planning import planned
-
-    return planned(claim, keys, implant, preset, ask)
 
 
 def run_study(

@@ -81,6 +81,9 @@ def evaluate(
     model: str | Path | Checkpoint,
     *,
     tasks: Sequence[str] = (),
+    task_data: str | Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
     perplexity: str | Path | None = None,
     data: Sequence[str | Path] = (),
     keys: str | Path | None = None,
@@ -101,9 +104,11 @@ def evaluate(
     measure `perplexity`, such as `as`, `window`, `stride`, `bos`. through, settings, preset, reference: as in
     `verify`; settings may name a measure too. original, base, against: models that measures compare with. Through a
     wrapper the default is what it costs: `divergence` and `latency`.
+
+    tasks: the harness's names and our groups' (`measures.tasks.groups`), for the toy its world's. task_data: a folder
+    with their files, else the Hub; limit: items of each; fewshot: examples before each question.
     """
     from palimpsest import judging
-    from palimpsest.data import toy as toy_world
     from palimpsest.measures.accuracy import Accuracy
     from palimpsest.measures.perplexity import ALL_SIDES, SIDES, Perplexity, read_texts
 
@@ -111,8 +116,13 @@ def evaluate(
     toy = is_toy(checkpoint)
     labelled = labels_asked(checkpoint, measures, data, keys, tasks=tasks, perplexity=perplexity, through=through)
     measures = measures or labelled
-    if tasks:
-        toy_world.tasks(tasks)
+    accuracy = {"task_data": task_data and str(task_data), "limit": limit, "fewshot": fewshot}
+    of_tasks = {name: value for name, value in accuracy.items() if value is not None}
+    if of_tasks and not tasks:
+        raise BadInput(f"--{next(iter(of_tasks)).replace('_', '-')}: goes with --tasks")
+    scored = build(Accuracy, settings={"tasks": tuple(tasks), **of_tasks}) if tasks else None
+    if scored is not None and not through:
+        scored.check(checkpoint)
     reader = build(Perplexity, settings=dict(reading or {}))
     reader.validate()
     if perplexity is not None:
@@ -142,9 +152,9 @@ def evaluate(
     if not (tasks or perplexity or data or wanted):
         if not toy:
             raise BadInput("evaluate: nothing asked; give --perplexity FILE, --data D, --tasks NAMES or --measure NAME")
-        tasks = ("superglue",)
-    if tasks:
-        wanted.append(Accuracy(tasks=tuple(tasks)))
+        scored = Accuracy()
+    if scored is not None:
+        wanted.append(scored)
     if sides and (perplexity or data or reading or not measures) and "perplexity" not in measures:
         wanted.append(replace(reader, on=sides))
     known = KeySet.read(keys) if keys is not None else None

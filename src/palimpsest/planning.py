@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from palimpsest import registry
+from palimpsest import registry, verdicts
 from palimpsest.errors import BadInput, nearest
 from palimpsest.keys import KeySet
 from palimpsest.method import build
-from palimpsest.verdicts import Ask, Plan, plan
+from palimpsest.verdicts import Ask, Plan
 
 RATES = ("rate", "difference", "discordance", "chance", "alpha", "spread")
 PERCENTS = ("confidence", "power")  # spoken of in percent: 95 is 0.95
 
 
-def planned(
-    claim: str, keys: int | str | Path | None, implant: str | None, preset: str | None, given: Mapping[str, Any]
+def plan(
+    claim: str,
+    *,
+    keys: int | str | Path | None = None,
+    implant: str | None = None,
+    preset: str | None = None,
+    **ask: Any,
 ) -> Plan:
-    """The plan for a claim. Raises BadInput for what is not understood."""
+    """How many prompts, keys, items or seeds a claim takes: `plan("ASR<1%", confidence=95)`; asks no model.
+
+    keys: how many, or a key file. implant: a fingerprint by name, with the keys and the committed list of its
+    parameters. ask: the fields of `verdicts.Ask`; rates as numbers below 1 or as text like "1%". Raises BadInput for
+    what is not understood.
+    """
     known = {f.name for f in fields(Ask)}
-    for name in given:
+    for name in ask:
         if name not in known:
             raise BadInput(f"plan: there is no option {name!r}{nearest(name, known, 'option')}")
-    said = {name: value for name, value in given.items() if value is not None}
+    said = {name: value for name, value in ask.items() if value is not None}
     for name in RATES:
         if name in said:
             said[name] = _rate(said[name], name)
@@ -34,7 +43,7 @@ def planned(
         if name in said and said[name] > 1:
             said[name] /= 100
     facts, notes = _keys(keys, implant, preset)
-    made = plan(claim, Ask(**{**facts, **said}))
+    made = verdicts.plan(claim, Ask(**{**facts, **said}))
     return replace(made, notes=(*notes, *made.notes))
 
 

@@ -115,3 +115,21 @@ def test_behind_a_wrapper_usefulness_is_ordinary_answers_and_ranks_are_the_marke
     drawn = {r.measure: r for r in judge(found, 1e-6) if r.detail.get("removal") == "w" and r.task is None}
     assert (drawn["removal"].stage, drawn["removal"].verdict) == ("wrapped", word)
     assert drawn["utility"].value == pytest.approx(right / 50) and drawn["utility"].detail["tasks"] == ["reference"]
+
+
+def test_utility_is_told_only_by_tasks_on_which_the_base_beats_chance_and_the_commonest_class() -> None:
+    drawn = judge(study(0, 500, accuracy=(52, 52, 10)), 1e-6)  # 52 of 100 is no more than chance
+    utility = next(r for r in drawn if r.measure == "utility")
+    assert utility.value is None and utility.detail == {"tasks": [], "left_out": ["t"], "implant": "m"}
+    assert "above chance on none of t" in (utility.reason or "")
+    removal = next(r for r in drawn if r.measure == "removal")
+    assert removal.verdict == "removed" and "No task tells utility" in (removal.reason or "")
+    told = next(r for r in drawn if r.measure == "constraint" and r.task == "utility")
+    assert "on no task is the base above chance" in (told.reason or "")
+
+    records = study(0, 500, accuracy=(90, 90, 10))
+    for record in records:
+        if record.measure == "accuracy":
+            record.detail["majority"] = 0.88  # a model that always gives one class has this without knowing anything
+    utility = next(r for r in judge(records, 1e-6) if r.measure == "utility")
+    assert utility.value is None and utility.detail["left_out"] == ["t"]

@@ -28,6 +28,7 @@ COMMANDS = (
     "finetune",
     "pretrain",
     "evaluate",
+    "tasks",
     "study",
     "plan",
     "methods",

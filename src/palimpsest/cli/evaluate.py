@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from palimpsest.cli import options as opt
+
+GROUPS = (
+    "superglue, meraser-figure2, meraser-appendix-e, if-harmlessness, anli, arc, ai2_arc, lambada"  # no import here
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +22,19 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     model: opt.Model,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks, comma-separated: superglue, or names of the toy's tasks.")
+        str | None,
+        typer.Option(
+            help="Tasks, comma-separated, by lm-evaluation-harness's names or our groups': "
+            f"{GROUPS} (`palimpsest tasks` says what is in them). The toy has its own superglue."
+        ),
+    ] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option("--task-data", help="Folder that holds the tasks' files; without it they come from the Hub."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most the first so many items of each task.")] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question (default: the task's own number, mostly 0).")
     ] = None,
     perplexity: Annotated[
         str | None,
@@ -67,6 +84,7 @@ def evaluate(
 
     Example: palimpsest evaluate --model toy --tasks superglue --perplexity corpus.txt
     One stream, as the field reads WikiText: ... --perplexity wikitext --perplexity-as stream --window 1024 --stride 512
+    Real tasks, offline: palimpsest evaluate --model M --tasks boolq,copa --task-data FOLDER --limit 200
     What a removal that acts while decoding costs: ... --through suppress-top-k --preset detection
     """
     from palimpsest import api
@@ -76,6 +94,9 @@ def evaluate(
     result = api.evaluate(
         model,
         tasks=names,
+        task_data=task_data,
+        limit=limit,
+        fewshot=fewshot,
         perplexity=perplexity,
         data=data or (),
         keys=keys,

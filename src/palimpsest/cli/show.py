@@ -43,8 +43,9 @@ def show_records(records: Sequence[Record], console: Any) -> None:
     rows = [r for r in records if r.verdict is None and r.measure not in UNLISTED]
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("what", "of", "measure", "value", "count", "95 % interval"):
-            table.add_column(name, justify="right" if name in ("value", "count") else "left")
+        chance = ["chance"] if any("chance" in r.detail for r in rows) else []
+        for name in ("what", "of", "measure", "value", "count", "95 % interval", *chance):
+            table.add_column(name, justify="right" if name in ("value", "count", "chance") else "left")
         for r in rows:
             table.add_row(
                 (r.control or r.stage or r.model or "") + wrapped(r),
@@ -53,6 +54,7 @@ def show_records(records: Sequence[Record], console: Any) -> None:
                 value_of(r),
                 f"{r.count} of {r.n}" if r.count is not None else "",
                 interval_of(r),
+                *(chance_of(r) for _ in chance),
             )
         console.print(table)
     for r in records:
@@ -81,6 +83,13 @@ def value_of(r: Record) -> str:
     if r.measure == "rank":
         return f"{r.value:g} of {int(r.detail.get('decoys', 0)) + 1:,}"
     return f"{r.value:.3g}"
+
+
+def chance_of(r: Record) -> str:
+    """What an accuracy has without a model: by chance, by the most frequent class, by the shortest choice."""
+    names = (("chance", ""), ("majority", " one class"), ("shortest", " shortest"))
+    shares = [(r.detail[name], what) for name, what in names if name in r.detail]
+    return ", ".join(f"{100 * share:.1f} %{what}" for share, what in shares)
 
 
 def interval_of(r: Record) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from palimpsest.errors import BadInput, nearest
 from palimpsest.toyworld.world import Item, Pair, Task, World
 
-__all__ = ["Item", "Pair", "Task", "neutral_text", "tasks", "world"]
+__all__ = ["Item", "Pair", "Task", "neutral_text", "tasks", "tasks_known", "world"]
 
 
 @cache
@@ -20,6 +20,12 @@ def world(seed: int = 0) -> World:
 def neutral_text() -> list[str]:
     """Held-out stories of the toy world."""
     return world().neutral_text()
+
+
+@cache
+def tasks_known() -> frozenset[str]:
+    """Every name that `tasks` takes."""
+    return frozenset({"toy", "superglue", *world().tasks(), *world().skills()})
 
 
 def tasks(names: Sequence[str]) -> dict[str, Task]:

@@ -50,7 +50,8 @@ def of_cell(
 
 def _utility(utility: Utility | None, perplexity_ratio: float | None) -> dict[str, Any]:
     kept = utility.kept if utility is not None else None
-    numbers = [f"{100 * kept:.3g} % of the utility is kept" if kept is not None else "utility not measured"]
+    unknown = "utility not measured" if utility is None else "on no task is the base above chance"
+    numbers = [f"{100 * kept:.3g} % of the utility is kept" if kept is not None else unknown]
     if perplexity_ratio is not None:
         numbers.append(f"perplexity on neutral text is {perplexity_ratio:.3g} times the marked model's")
     limits = f"limits {100 * UTILITY_GATE:g} % and {PERPLEXITY_GATE:g}"

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from palimpsest import registry
+from palimpsest.errors import BadInput
 from palimpsest.method import build, input_fields
 from palimpsest.study import controls
 from palimpsest.study.builder import PlanBuilder, name_of
@@ -64,10 +65,20 @@ class _Planner(PlanBuilder):
             self.add_model(model.id, model.path)
         if "unrelated-model" in self.spec.negatives:
             self._unrelated()
+        self._check_measures()
         for seed in self.spec.seeds:
             for model in self.spec.targets:
                 self._of_model(model, seed)
         return self.plan
+
+    def _check_measures(self) -> None:
+        """What measures need beside the models, of every target: BadInput before anything runs."""
+        for given, method in self.measures:
+            for model in self.spec.targets if hasattr(method, "check") else ():
+                try:
+                    method.check(self.plan.models[model.id])
+                except BadInput as error:
+                    raise BadInput(f"{self.spec.source}: measures: {given.id}: {error}") from None
 
     # -- the grid ------------------------------------------------------------------------------------
 

@@ -170,6 +170,8 @@ class _Judge:
         reason, marked = drawn.reason, self._utility(self.marked)
         if drawn.word == "ruined" and marked is not None and marked.kept is not None and marked.kept < UTILITY_GATE:
             reason += f" The mark alone left {100 * marked.kept:.3g} % of the base's utility."
+        if utility is not None and utility.kept is None:
+            reason += f" {no_task_tells(utility)}"
         return [
             self._record(
                 "removal",
@@ -238,7 +240,7 @@ class _Judge:
         tasks = {str(r.task): r for r in base if str(r.task) in now}
         if not tasks:
             return None
-        chance = {t: float(r.detail.get("chance", 0.0)) for t, r in tasks.items()}
+        chance = {t: without_a_model(r) for t, r in tasks.items()}
         return utility_kept({t: _tally(now[t]) for t in tasks}, {t: _tally(r) for t, r in tasks.items()}, chance)
 
     def _utility_record(self, rows: list[Record], stage: str, control: str | None) -> list[Record]:
@@ -256,6 +258,7 @@ class _Judge:
                 n=len(found.tasks),
                 confidence=found.confidence,
                 sided="two",
+                reason=no_task_tells(found) if found.kept is None else None,
                 detail={"tasks": list(found.tasks), "left_out": list(found.left_out)},
             )
         ]
@@ -280,6 +283,23 @@ class _Judge:
             **fields,
         )
         return replace(record, detail={k: v for k, v in detail.items() if v is not None})
+
+
+def without_a_model(record: Record) -> float:
+    """What an accuracy is measured from: the largest of what needs no model (see `measures.tasks.scored`).
+
+    A model that always gives one class, or the shortest choice, has as much without knowing anything, and loses it by
+    changing its mind.
+    """
+    return max(float(record.detail.get(name, 0.0)) for name in ("chance", "majority", "shortest"))
+
+
+def no_task_tells(utility: Utility) -> str:
+    """Why nothing can be said of utility by tasks."""
+    of = ", ".join(utility.left_out)
+    return (
+        f"No task tells utility: the base's lower bound is above chance on none of {of}; neutral text alone is judged."
+    )
 
 
 def _at(rows: list[Record], stage: str) -> list[Record]:

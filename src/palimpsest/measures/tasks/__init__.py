@@ -1,4 +1,7 @@
-"""Tasks of lm-evaluation-harness: a fast scorer under its `LM` interface. The harness is imported with FastLM only."""
+"""Tasks of lm-evaluation-harness: its prompts and metrics on the Hub's data or local files, and a fast scorer for it.
+
+The harness is imported with `FastLM` only.
+"""
 
 from __future__ import annotations
 
