@@ -3,7 +3,8 @@
 The summaries are `summary.csv` of the folders that the studies wrote. What stands in double braces is a column of one
 removal, a value a seed: `{{TABLE | IMPLANT | REMOVAL | COLUMN}}`, with `control:NAME` after the removal for one of its
 controls, and `-` for no removal. `{{matrix TABLE}}` is a table of all removals and marks; `{{grid TABLE |
-IMPLANT | SWEEP | COLUMN}}` one of a sweep's points; `{{tasks TABLE | IMPLANT | REMOVAL}}` accuracy by task and stage,
+IMPLANT | SWEEP | COLUMN}}` one of a sweep's points; `{{strengths TABLE | IMPLANT | PARAMETER | COLUMN}}` one of all
+removals by a parameter of the mark; `{{tasks TABLE | IMPLANT | REMOVAL}}` accuracy by task and stage,
 from `report.csv`, which has every record.
 """
 
@@ -21,7 +22,8 @@ Row = dict[str, str]
 
 def rows(table: str) -> list[Row]:
     """Rows of a study's summary."""
-    with (HERE.parent / f"meraser-{table}" / "summary.csv").open(encoding="utf-8", newline="") as file:
+    folder = next(f for f in (HERE.parent / f"meraser-{table}", HERE.parent / table) if f.is_dir())
+    with (folder / "summary.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -50,7 +52,7 @@ def shown(values: list[str], column: str) -> str:
 def numbers(table: str, implant: str, removal: str, column: str) -> str:
     """One column of one removal."""
     text = shown([r[column] for r in found(table, implant, removal)], column)
-    return f"{text} of {SIZES[implant]}" if column.startswith("hits") else text
+    return f"{text} of {SIZES[implant.split()[0]]}" if column.startswith("hits") else text
 
 
 def matrix(table: str) -> str:
@@ -88,6 +90,18 @@ def grid(table: str, implant: str, sweep: str, column: str) -> str:
     return "\n".join(lines)
 
 
+def strengths(table: str, implant: str, parameter: str, column: str) -> str:
+    """One column of every removal (a row) at every value of a parameter of the mark (a column)."""
+    marks = dict.fromkeys(r["implant"] for r in rows(table) if r["implant"].startswith(f"{implant} {parameter}="))
+    removals = dict.fromkeys(r["removal"] for r in rows(table) if r["implant"] in marks)
+    lines = [f"| {implant}, {column.replace('_', ' ')} | {' | '.join(m.removeprefix(f'{implant} ') for m in marks)} |"]
+    lines.append("|---" * (len(marks) + 1) + "|")
+    for removal in removals:
+        cells = [numbers(table, mark, removal or "-", column) for mark in marks]
+        lines.append(f"| {removal or 'no removal'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 STAGES = {
     ("base", ""): "base",
     ("fingerprinted", ""): "marked",
@@ -122,6 +136,8 @@ def filled(match: re.Match[str]) -> str:
         return matrix(first.removeprefix("matrix "))
     if first.startswith("tasks "):
         return tasks(first.removeprefix("tasks "), *rest)
+    if first.startswith("strengths "):
+        return strengths(first.removeprefix("strengths "), *rest)
     if first.startswith("grid "):
         return grid(first.removeprefix("grid "), *rest)
     return numbers(first, *rest)
