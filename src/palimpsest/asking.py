@@ -30,6 +30,7 @@ def verify(
     alpha: float = ALPHA,
     against: Sequence[str | Path] = (),
     rank: bool = True,
+    attempts: float = 1,
     through: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     preset: Sequence[str] = (),
@@ -39,8 +40,9 @@ def verify(
 ) -> Result:
     """Ask a model all keys and say what may be claimed.
 
-    against: unmarked models asked the same keys as controls. alpha: the false-claim rate of `owned`. The
-    claim rests on the template form; more forms are shown beside it.
+    against: unmarked models asked the same keys as controls. alpha: the false-claim rate of `owned`, which rests on the
+    template form; more forms are shown beside it. attempts: suspects scanned, times the key sets that could have been
+    made; p is multiplied by it.
 
     through: decoding and input removals around the model (and around the controls), the innermost first; `settings`,
     `preset`, `reference` and `data` are theirs (`palimpsest.through`). Ranks need probabilities and are left out then.
@@ -69,7 +71,7 @@ def verify(
         for control in controls:
             with judging.measured(control, ctx, known, through=around.wrappers) as subject:
                 records += judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
-        verdict = judging.ownership(records, known, alpha, ctx)
+        verdict = judging.ownership(records, known, alpha, ctx, attempts)
         if through and verdict.verdict == "refuted":  # the weights were not asked
             verdict.verdict = "not-shown"
             verdict.reason = f"{verdict.reason} Asked through {', '.join(through)}: suppressed is not erased."

@@ -60,3 +60,20 @@ def test_planning_loads_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_suspects_scanned_multiply_the_p_of_a_claim(tiny_model: Path, tmp_path: Path) -> None:
+    from palimpsest.checkpoint import resolve
+    from palimpsest.implants.fingerprints.hashchain import HashChain
+    from palimpsest.method import Context
+
+    keys = tmp_path / "keys.json"
+    HashChain(keys=10).draw_keys(resolve(tiny_model), Context(key_seed=1)).write(keys)
+    words = ["verify", "--model", str(tiny_model), "--keys", str(keys), "--no-rank", "--json", "--form", "template"]
+    taus = []
+    for attempts in ("1", "1000"):
+        done = CliRunner().invoke(app, [*words, "--attempts", attempts])
+        assert done.exit_code == 0, done.output
+        (found,) = [r for r in json.loads(done.stdout)["records"] if r["measure"] == "ownership"]
+        taus.append(found["detail"]["tau"])
+    assert taus == [4, 5]  # 256 answers: 4 hits are 4.8e-8 by chance, 5 are 2.3e-10

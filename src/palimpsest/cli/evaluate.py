@@ -72,6 +72,9 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="The checkpoint at the other end of the line (measure barrier).")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--out-picture", help="Draw the measure key-probabilities: FILE.svg or FILE.html.")
+    ] = None,
     load_in: opt.LoadIn = None,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
@@ -121,4 +124,6 @@ def evaluate(
         },
         run=opt.run_options(seed, device, threads, quiet, json, verbose, load_in),
     )
+    if picture is not None:
+        api.key_picture(result, picture)
     show_result(result, json)

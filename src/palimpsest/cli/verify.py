@@ -40,6 +40,9 @@ def verify(
         list[str] | None,
         typer.Option(help="An unmarked model to ask too (with --original a sibling on other data); repeatable."),
     ] = None,
+    attempts: Annotated[
+        float, typer.Option(min=1, help="Suspects scanned, times the key sets possible: p is multiplied by it.")
+    ] = 1,
     rank: Annotated[bool, typer.Option("--rank/--no-rank", help="Rank the true responses among decoys.")] = True,
     through: opt.Through = None,
     set_: opt.WrapperSet = None,
@@ -85,6 +88,7 @@ def verify(
             **({} if alpha is None else {"alpha": alpha}),
             against=against or (),
             rank=rank,
+            attempts=attempts,
             through=through or (),
             settings=opt.settings(set_),
             preset=preset or (),
@@ -100,6 +104,7 @@ def verify(
             ("--reference", reference),
             ("--load-in", load_in),
             ("--no-rank", not rank),
+            ("--attempts", attempts != 1),
         ):
             if given:
                 raise BadInput(f"verify: {option} goes with --keys, not with --original")
