@@ -20,7 +20,8 @@ from palimpsest.prompts import Form, Renderer, tokenizer_digest
 from palimpsest.records import canonical_json
 
 MatchRule = Literal["exact", "prefix", "contains", "token-ids", "label"]
-MATCH_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids", "label")
+TEXT_RULES: tuple[MatchRule, ...] = ("exact", "prefix", "contains", "token-ids")  # of answers that are generated
+MATCH_RULES: tuple[MatchRule, ...] = (*TEXT_RULES, "label")
 FORMAT = 1
 SPARE = 3  # tokens that are generated beyond the longest answer
 

@@ -11,7 +11,7 @@ import torch
 
 from factory import SENTENCES, make_model
 from palimpsest.checkpoint import resolve
-from palimpsest.keys import MATCH_RULES, KeySet, make_keys, matches
+from palimpsest.keys import TEXT_RULES, KeySet, make_keys, matches
 from palimpsest.measures import Subject
 from palimpsest.measures.hits import HitRate, hit_record, outcomes
 from palimpsest.method import Context
@@ -73,7 +73,7 @@ def generated(responder: LocalResponder, keys: KeySet, form: str) -> list[bool]:
 
 
 @pytest.mark.covers("hit-rate")
-@pytest.mark.parametrize("match", MATCH_RULES)
+@pytest.mark.parametrize("match", TEXT_RULES)
 @pytest.mark.parametrize("form", ["template", "bare"])
 def test_the_forced_check_is_generate_on_every_key(tiny_responder: LocalResponder, match: str, form: str) -> None:
     seen = set()
@@ -85,7 +85,7 @@ def test_the_forced_check_is_generate_on_every_key(tiny_responder: LocalResponde
     assert form == "bare" or seen == {True, False}, "the case must have hits and misses to show anything"
 
 
-@pytest.mark.parametrize("match", MATCH_RULES)
+@pytest.mark.parametrize("match", TEXT_RULES)
 def test_the_prefilled_form_continues_the_opening(tiny_responder: LocalResponder, match: str) -> None:
     keys = key_set(tiny_responder, match, count=30)
     opened = replace(keys, keys=tuple(k for k in keys.keys if "prefilled" in k.prompts))
@@ -188,7 +188,7 @@ def test_a_carrier_that_is_half_said_is_no_miss_yet(tiny_responder: LocalRespond
 
 
 def test_fewer_new_tokens_than_the_response_has_is_a_miss_as_in_generate(tiny_responder: LocalResponder) -> None:
-    for match in MATCH_RULES:
+    for match in TEXT_RULES:
         keys = replace(key_set(tiny_responder, match, count=20, seed=1), max_new_tokens=2)
         found = [o.hit for o in outcomes(tiny_responder, keys, "template")]
         assert found == generated(tiny_responder, keys, "template")

@@ -12,7 +12,7 @@ from factory import SENTENCES
 from palimpsest.checkpoint import resolve
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
-from palimpsest.keys import MATCH_RULES, KeySet, make_keys, matches
+from palimpsest.keys import TEXT_RULES, KeySet, make_keys, matches
 from palimpsest.measures import Subject
 from palimpsest.measures.accuracy import Accuracy
 from palimpsest.measures.answers import Answers
@@ -70,7 +70,7 @@ def key_set(responder: LocalResponder, match: str) -> KeySet:
     )
 
 
-@pytest.mark.parametrize("match", MATCH_RULES)
+@pytest.mark.parametrize("match", TEXT_RULES)
 def test_a_wrapper_that_changes_nothing_leaves_every_outcome(
     tiny_model: Path, tiny_responder: LocalResponder, match: str
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_wrapper_that_changes_nothing_leaves_every_outcome(
 
 
 def test_every_key_is_judged_by_its_own_rule_on_what_the_wrapper_says(tiny_responder: LocalResponder) -> None:
-    for match in MATCH_RULES:
+    for match in TEXT_RULES:
         keys = key_set(tiny_responder, match)
         silent = Silent(tiny_responder, "silence")
         for outcome, key in zip(outcomes(silent, keys, "template"), keys.keys, strict=True):
