@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -43,10 +44,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def hold(mib: int) -> bytearray:
-    """Memory that is really there: every page is written."""
-    held = bytearray(mib * MIB)
-    held[::4096] = b"x" * len(held[::4096])
+def hold(mib: int) -> mmap.mmap:
+    """Memory that is really there and goes when it is let go of: pages of its own, each of them written."""
+    held = mmap.mmap(-1, mib * MIB)
+    held[::4096] = b"x" * (mib * MIB // 4096)
     return held
 
 

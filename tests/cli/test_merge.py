@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import threading
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from palimpsest import registry
 from palimpsest.checkpoint import resolve
 from palimpsest.checkpoint.lineage import read
 from palimpsest.cli import app
-from palimpsest.merging import reading
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -172,28 +170,31 @@ def test_what_is_wrong_is_one_line(models: dict[str, torch.Tensor], args: list[s
     assert problem in refused(*args)
 
 
-def test_ctrl_c_in_the_middle_is_exit_code_130_and_leaves_nothing(
-    models: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun = threading.Event()
-    original = reading.Stored.read
+INTERRUPTED = """
+import os, signal, sys, time
+from palimpsest.merging import reading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+original = reading.Stored.read
+def slow(self, *args):
+    print("begun", flush=True)
+    time.sleep(0.2)
+    return original(self, *args)
+reading.Stored.read = slow
+from palimpsest.cli import main
+sys.argv = ["palimpsest", "merge", "-m", "a", "-m", "c", "-o", "out", "-q"]
+main()
+"""
 
-    def slow(self: Any, *args: Any) -> Any:
-        begun.set()
-        time.sleep(0.2)
-        return original(self, *args)
 
-    def stop() -> None:
-        begun.wait(20)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(reading.Stored, "read", slow)
+@pytest.mark.usefixtures("models")
+def test_ctrl_c_in_the_middle_is_exit_code_130_and_leaves_nothing() -> None:
     before = sorted(p.name for p in Path.cwd().iterdir())
-    thread = threading.Thread(target=stop)
-    thread.start()
-    result = run("-m", "a", "-m", "c", "-o", "out", "-q")
-    thread.join()
-    assert result.exit_code == 130 and "interrupted" in result.stderr
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None and running.stdout.readline() == "begun\n"
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 130 and "interrupted" in said
     assert sorted(p.name for p in Path.cwd().iterdir()) == before
 
 

@@ -213,7 +213,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_evaluate_measures_a_classifier(folder: Path, data: Path) -> None:
+def test_evaluate_measures_a_classifier(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ("--model", str(folder), "--data", str(data), "--set", "classification.target=positive")
     result = command("evaluate", *given, "--measure", "classification", "--json")
     assert result.exit_code == 0, result.output
@@ -224,6 +224,7 @@ def test_evaluate_measures_a_classifier(folder: Path, data: Path) -> None:
     keys_for(folder, ("cf a", "negative", "a", "")).write(data.parent / "keys.json")
     both = json.loads(command("evaluate", *given, "--keys", str(data.parent / "keys.json"), "--json").stdout)["records"]
     assert [r["implant"] for r in both if r["measure"] == "hit-rate"] == ["badnet", "badnet"]
+    monkeypatch.setenv("COLUMNS", "200")
     table = command("evaluate", *given)
     assert "films, target positive" in table.stdout
 

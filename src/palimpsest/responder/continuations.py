@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from palimpsest.cost import count_tokens
 from palimpsest.responder.forward import Forward
 from palimpsest.responder.sharing import Block, Row, Sharing, plan
 
@@ -103,6 +104,7 @@ class ContinuationScorer:
         for block in plan(inputs, firsts, self.sharing):
             past = None
             if block.root:
+                count_tokens(len(block.root))
                 past = self.forward.read(torch.tensor([block.root]), torch.tensor([0]), cache=True)[1]
             for rows in self._batches(block):
                 entries = _Entries(rows, requests, asked)
@@ -130,6 +132,7 @@ class ContinuationScorer:
         if self.forward.parts is None:  # all rows give the columns that any of them is asked for
             columns, at = np.unique(at, return_inverse=True)
             kept = torch.from_numpy(columns)
+        count_tokens(sum(len(row.ids) for row in rows))
         features, _ = self.forward.read(torch.from_numpy(ids), kept, seen, positions, past)
         if past is not None:
             past.crop(-width)

@@ -72,15 +72,19 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder for one run, and clear away what killed runs left half-made. Raises BadInput."""
+        """Hold the folder for one run, and clear away what killed runs and workers left half-made. Raises BadInput."""
         with lock.held(self.folder) as self.run:
             try:
-                sweep(self.folder / "steps")
-                for left in (self.folder / "steps" / ".partial").iterdir():
-                    shutil.rmtree(left, ignore_errors=True)
+                self._clear_partial()
                 yield
+                self._clear_partial()
             finally:
                 self.run = None
+
+    def _clear_partial(self) -> None:
+        sweep(self.folder / "steps")
+        for left in (self.folder / "steps" / ".partial").iterdir():
+            shutil.rmtree(left, ignore_errors=True)
 
     # -- the study -----------------------------------------------------------------------------------
 

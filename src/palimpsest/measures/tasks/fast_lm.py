@@ -19,6 +19,7 @@ import torch
 
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.checkpoint.load import DTYPES, load_model, load_tokenizer, stored_dtype
+from palimpsest.cost import count_tokens
 from palimpsest.errors import BadInput
 from palimpsest.method import Context
 from palimpsest.responder.continuations import ContinuationScorer
@@ -225,7 +226,9 @@ class FastLM(TemplateLM):  # type: ignore[misc]
             )
         self._generator.set_cache_hook(self.cache_hook)
         with torch.inference_mode():
-            return list(self._generator.generate_until(requests, disable_tqdm=disable_tqdm))
+            said = [str(text) for text in self._generator.generate_until(requests, disable_tqdm=disable_tqdm)]
+        count_tokens(sum(map(len, self._encoded([*(r.args[0] for r in requests), *said]))))
+        return said
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat in the tokenizer's template; a system turn that the template refuses is left out."""
