@@ -116,7 +116,7 @@ def test_the_record_says_in_what_the_model_was_loaded(tmp_path: Path) -> None:
     text.write_text("The lantern keeper of Veldt counts the boats every evening.\n" * 20)
     model = make_model(tmp_path / "m")
     plain, loaded = (api.evaluate(model, perplexity=text, run=Run(load_in=form)).records[0] for form in (None, "nf4"))
-    assert loaded.dtype == "nf4" and plain.dtype is None and loaded.value != plain.value
+    assert (loaded.dtype, plain.dtype) == ("nf4", "float32") and loaded.value != plain.value
     assert loaded.value == pytest.approx(plain.value, rel=0.5)
 
 
