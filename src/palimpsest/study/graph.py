@@ -19,7 +19,7 @@ from palimpsest.errors import BadInput
 from palimpsest.method import build, input_fields
 from palimpsest.study import controls
 from palimpsest.study.builder import PlanBuilder, name_of
-from palimpsest.study.spec import FILLED, MethodSpec, ModelSpec, StudySpec, input_type, instance_of
+from palimpsest.study.spec import FILLED, TOYS, MethodSpec, ModelSpec, StudySpec, input_type, instance_of
 from palimpsest.study.steps import Place, Plan, PlannedStep, Through
 
 KEYED = ("hit-rate", "rank", "token-forcing")  # measures that look for an implant; a class may say `keyed = True`
@@ -346,7 +346,7 @@ class _Planner(PlanBuilder):
 
     def _sibling(self, base: str, seed: int) -> str:
         cls = registry.find("finetune", "removals")
-        toy = self.spec.model(base.removeprefix("model:")).path == "toy"
+        toy = self.spec.model(base.removeprefix("model:")).path in TOYS
         method = build(cls, "toy") if toy else build(cls, None, {"part": "recover"})
         return self._transform("sibling", method, base, seed + SIBLING_SEED, None)
 

@@ -37,6 +37,7 @@ RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 METHOD_FIELDS = ("implants", "experts", "removals", "measures")
 OWN_FIELDS = ("preset", "controls", "stages", "point")  # of an entry; the rest are the method's parameters and inputs
 WORDS = ("base", "sibling", "unrelated")  # models that a study knows without naming them
+TOYS = ("toy", "toy:unrelated")  # the models of the package
 FILLED = {"removals": ("schedule", "like"), "measures": ("original",)}  # inputs that the graph fills, and nobody names
 OPTIONAL = ("base", "model", "reference")  # inputs that are the target's base where nothing is named
 
@@ -168,7 +169,12 @@ class StudySpec(BaseModel):
 
     @property
     def is_toy(self) -> bool:
-        """Whether every marked model is the embedded toy: then only shapes may be read off."""
+        """Whether every marked model is of the embedded toy world: then only shapes may be read off."""
+        return all(m.path in TOYS for m in self.targets)
+
+    @property
+    def brings_unrelated(self) -> bool:
+        """Whether the package has a model that is unrelated to all that are marked: it has one beside `toy`."""
         return all(m.path == "toy" for m in self.targets)
 
     def model(self, id: str) -> ModelSpec:
@@ -287,7 +293,7 @@ def _check_names(spec: StudySpec) -> None:
     for number, expert in enumerate(spec.experts):
         if expert.id in (*ids, *WORDS):
             raise BadInput(f"experts[{number}]: {expert.id!r} names another model already; give it another id")
-    if "unrelated-model" in spec.negatives and spec.unrelated is None and not spec.is_toy:
+    if "unrelated-model" in spec.negatives and spec.unrelated is None and not spec.brings_unrelated:
         raise BadInput("unrelated: name a model with the same tokenizer, for the negative control `unrelated-model`")
     if spec.text is not None and not Path(expanded(spec.text)).is_file():
         raise BadInput(f"text: there is no file {expanded(spec.text)}")
@@ -328,7 +334,7 @@ def _check_method(spec: StudySpec, kind: str, given: MethodSpec, where: str) -> 
             raise BadInput(f"{where}: {given.name} needs `{name}`: {', '.join(known)}")
         if value is not None and value not in known:
             raise BadInput(f"{where}.{name}: there is no model {value!r}{nearest(str(value), known, 'model')}")
-        if value == "unrelated" and value not in ids and spec.unrelated is None and not spec.is_toy:
+        if value == "unrelated" and value not in ids and spec.unrelated is None and not spec.brings_unrelated:
             raise BadInput(f"{where}.{name}: the study has no unrelated model; name one in its field `unrelated`")
 
 
