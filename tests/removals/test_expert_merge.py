@@ -105,6 +105,40 @@ def test_with_weights_that_add_up_to_one_task_arithmetic_is_the_average_and_its_
     assert all(torch.allclose(a[n], b[n], atol=1e-6) for n in a)
 
 
+def test_one_coefficient_for_both_task_vectors(trio: tuple[Checkpoint, Checkpoint, Checkpoint], tmp_path: Path) -> None:
+    base, marked, expert = trio
+    b, m, e = (tensors(x) for x in trio)
+    both = ExpertMerge(base, expert, "task-arithmetic", 0.9, expert_share=0.9).apply(marked, tmp_path / "ta", CTX)
+    half = ExpertMerge(base, expert, "task-arithmetic", 0.9, expert_share=0.9, scale=0.5)
+    halved, ties = half.apply(marked, tmp_path / "half", CTX), ExpertMerge(base, expert, "ties", 0.5, 0.5, scale=0.3)
+    merged = ties.apply(marked, tmp_path / "ties", CTX)
+    for name in b:
+        deltas = 0.9 * (m[name] - b[name]) + 0.9 * (e[name] - b[name])
+        assert torch.allclose(tensors(both.checkpoint)[name], b[name] + deltas, atol=2e-6), name
+        assert torch.allclose(tensors(halved.checkpoint)[name], b[name] + 0.5 * deltas, atol=2e-6), name
+        whole = by_hand("ties", b[name], m[name], e[name], 0.5, 0.5) - b[name]
+        assert torch.allclose(tensors(merged.checkpoint)[name], b[name] + 0.3 * whole, atol=2e-6), name
+    assert both.records[0].detail["expert_share"] == 0.9
+    for wrong in (
+        ExpertMerge(base, expert, "ties", 0.5, expert_share=0.5),
+        ExpertMerge(None, expert, "linear", 0.5, scale=2.0),
+    ):
+        with pytest.raises(BadInput, match=r"expert_share is for|scale is a factor"):
+            wrong.apply(marked, tmp_path / "none", CTX)
+
+
+def test_a_disguised_model_is_merged_where_the_merger_does_not_look(
+    trio: tuple[Checkpoint, Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    base, _, expert = trio
+    far = resolve(moved(base.path, tmp_path / "far", 1.0, 5))
+    with pytest.raises(BadInput, match="another base"):
+        ExpertMerge(base, expert).apply(far, tmp_path / "refused", CTX)
+    merged = ExpertMerge(base, expert, share=0.25, same_base=False).apply(far, tmp_path / "merged", CTX)
+    f, e = tensors(far), tensors(expert)
+    assert all(torch.allclose(w, 0.25 * f[n] + 0.75 * e[n], atol=2e-5) for n, w in tensors(merged.checkpoint).items())
+
+
 @pytest.mark.parametrize("method", ["dare", "dare-ties"])
 def test_dare_keeps_entries_at_the_density_and_divides_by_it(
     trio: tuple[Checkpoint, Checkpoint, Checkpoint], tmp_path: Path, method: Any

@@ -1,7 +1,7 @@
 """Expert merging: the thief averages the mark away (MEraser, arXiv 2506.12551, section 5.3, eq. 9 to 13).
 
 The marked model and another fine-tune of the same base, an expert, are merged. `share` is always that of the marked
-model: its task vector has the weight `share`, the expert's 1 - share.
+model: its task vector has the weight `share`, the expert's 1 - share where `expert_share` says nothing else.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from palimpsest.removals.change import change
 Merge = Literal["task-arithmetic", "dare", "dare-ties", "ties", "linear", "slerp"]
 WITHOUT_BASE = ("linear", "slerp")
 SPARSE = ("dare", "dare-ties", "ties")
+UNNORMALISED = ("task-arithmetic", "dare")  # weights need not add up to 1
 
 
 @method("removals", "expert-merge", paper="MEraser, arXiv 2506.12551, section 5.3, eq. 9 to 13 (baseline removal)")
@@ -37,6 +38,11 @@ class ExpertMerge:
     with probability `density` and divides it by that (eq. 11 to 13). TIES keeps the largest entries, elects a sign a
     position and averages those that agree: an entry that only one model has keeps its full size, whatever the share.
     SLERP goes from the marked model to the expert by t = 1 - share.
+
+    With `expert_share` the two weights need not add up to 1: task arithmetic and DARE with one coefficient for all
+    models (arXiv 2212.04089, section 2) have it as `share` and as `expert_share`. `scale` is lambda, the factor of the
+    merged task vector, which is the coefficient of TIES (2306.01708, section 4.2). A model whose weights were
+    disguised (protected) may lie far from its base; `same_base=false` merges it as a merger does who does not look.
 
     Threat model: a thief with the weights, the public base and any public expert of it; he knows no key. Published
     code is mergekit, whose DARE rescales to the L1 norm (`mergekit()`), where the paper divides by the density.
@@ -51,6 +57,9 @@ class ExpertMerge:
     density: float = param(0.4, "share of each task vector that dare, dare-ties and ties keep", low=0.0, high=1.0)
     rescale: Literal["paper", "l1"] = param("paper", "DARE's rescaling: by 1/density, or to the L1 norm (mergekit)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = param("auto", "as stored; auto: what holds all inputs")
+    expert_share: float | None = param(None, "the expert's share, where not 1 - share", low=0.0, high=1.0)
+    scale: float = param(1.0, "factor of the merged task vector (lambda); not for linear and slerp", low=0.0)
+    same_base: bool = param(True, "refuse models that lie further from the base than zero does; false: merge them too")
 
     @classmethod
     def paper(cls) -> ExpertMerge:
@@ -67,6 +76,11 @@ class ExpertMerge:
         """DARE as the group's later work runs it by mergekit (dare_linear): density 0.4, stored as float32."""
         return cls(method="dare", rescale="l1", dtype="float32")
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Weights of the marked model's and the expert's task vector."""
+        return self.share, 1.0 - self.share if self.expert_share is None else self.expert_share
+
     def request(self, model: Checkpoint, ctx: Context) -> MergeRequest:
         """The merge that is asked for. Raises BadInput where an input is missing."""
         if self.expert is None:
@@ -78,7 +92,14 @@ class ExpertMerge:
             settings["density"] = self.density
         if self.method.startswith("dare"):
             settings["rescale"] = self.rescale
-        weights = ({}, {}) if self.method == "slerp" else ({"weight": self.share}, {"weight": 1.0 - self.share})
+        shares = self.shares
+        if self.expert_share is not None and self.method not in UNNORMALISED:
+            raise BadInput(f"expert-merge: expert_share is for {' and '.join(UNNORMALISED)}, not for {self.method}")
+        if self.scale != 1 and self.method in WITHOUT_BASE:
+            raise BadInput(f"expert-merge: scale is a factor of task vectors; {self.method} has none")
+        if self.method not in WITHOUT_BASE:
+            settings["lambda"] = self.scale
+        weights = ({}, {}) if self.method == "slerp" else tuple({"weight": s} for s in shares)
         parts = tuple(Part(m, w) for m, w in zip((model, self.expert), weights, strict=True))
         base = None
         if self.method not in WITHOUT_BASE:
@@ -99,14 +120,15 @@ class ExpertMerge:
         for role, other in others.items():
             check_vocabulary(model, other, role)
         make_plan(request)  # architectures, names and shapes, from headers alone
-        vectors = check_origin(model, self.expert, self.base)
+        vectors = check_origin(model, self.expert, self.base, refuse=self.same_base)
         remarks = self._remarks(model, self.expert)
         merged = merge_to_folder(request, out, ctx, digests=False)
         copy_tokenizer(model.path, out)
         parents = {role.strip("-"): other.digest() for role, other in {"--model": model, **others}.items()}
         lineage.write(out, model.chain(), "expert-merge", parents)
         moved = task_vectors([merged.checkpoint], model)
-        detail: dict[str, Any] = {"method": self.method, "share": self.share, **change(moved.norms[0], moved.base)}
+        detail: dict[str, Any] = {"method": self.method, "share": self.share, "expert_share": self.shares[1]}
+        detail |= {"scale": self.scale, **change(moved.norms[0], moved.base)}
         if self.method in SPARSE:
             detail["density"] = self.density
         if vectors is not None:
@@ -169,20 +191,24 @@ def check_vocabulary(model: Checkpoint, other: Checkpoint, role: str) -> None:
         )
 
 
-def check_origin(model: Checkpoint, expert: Checkpoint, base: Checkpoint | None) -> TaskVectors | None:
-    """The task vectors of both (None without a base). Raises BadInput where a model is not of that base.
+def check_origin(
+    model: Checkpoint, expert: Checkpoint, base: Checkpoint | None, *, refuse: bool = True
+) -> TaskVectors | None:
+    """The task vectors of both (None without a base). Raises BadInput for one of another base, if to `refuse`.
 
     A model is taken for one of another base where it lies further from the base than zero does (without a base: the
     expert from the marked model): two independent models of a shape are nearly orthogonal, a fine-tune is near.
     """
     if base is None:
+        if not refuse:
+            return None
         found = task_vectors([expert], model)
         if found.apart[0] >= 1:
             raise BadInput(_stranger("--expert", expert, model, found.apart[0]))
         return None
     vectors = task_vectors([model, expert], base)
     for role, other, apart in zip(("--model", "--expert"), (model, expert), vectors.apart, strict=True):
-        if apart >= 1:
+        if refuse and apart >= 1:
             raise BadInput(_stranger(role, other, base, apart))
     return vectors
 
@@ -190,5 +216,5 @@ def check_origin(model: Checkpoint, expert: Checkpoint, base: Checkpoint | None)
 def _stranger(role: str, other: Checkpoint, base: Checkpoint, ratio: float) -> str:
     return (
         f"{role} {other.name}: is of another base than {base.name}: its matrices lie {ratio:.2f} times that model's "
-        "norm away; give a fine-tune of the same base"
+        "norm away; give a fine-tune of the same base (or same_base=false for one whose weights are disguised)"
     )
