@@ -167,6 +167,13 @@ def test_a_skill_of_the_toy_is_learnt_by_the_preset_for_experts() -> None:
     assert (skill.part, len(skill.data.part("recover"))) == ("all", 270)
 
 
+def test_the_toy_is_asked_its_own_ordinary_prompts_after_learning_a_skill(tmp_path: Path) -> None:
+    """The pairs of a skill have no test part."""
+    settings = {"tuning.steps": 1, "samples": 8}
+    result = pal.finetune("toy", tmp_path / "expert", data=["toy:tower-code"], settings=settings, run=pal.Run(seed=1))
+    assert {r.measure for r in result.records} >= {"answers"} and (tmp_path / "expert" / "config.json").is_file()
+
+
 def test_models_are_merged_and_the_merge_says_what_it_took(tiny_model: Path, tmp_path: Path) -> None:
     result = pal.merge("linear", [tiny_model, (tiny_model, 3)], tmp_path / "m", run=RUN)
     merged, parent = resolve(tmp_path / "m"), resolve(tiny_model)

@@ -147,6 +147,8 @@ def remove(
         records = stamped(made, result, None, known.implant if known else None)
         if not result.is_adapter:
             asked = instance.data if "data" in input_fields(type(instance)) else None
+            if asked is not None and not asked.part("test"):
+                asked = None  # pairs of a skill: ordinary prompts are the toy's own
             before: list[str] | None = None
             verify_phase = is_toy(marked)
             if verify_phase:
