@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -260,6 +261,29 @@ def test_an_expert_of_another_base_shape_or_vocabulary_is_refused_and_nothing_is
         with pytest.raises(BadInput, match=message):
             method.apply(marked, tmp_path / "out", CTX)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_token_that_only_the_expert_has_is_left_out(
+    trio: tuple[Checkpoint, Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    base, marked, expert = trio
+    folder = copy_of(expert.path, tmp_path / "padded")
+    weights = load_file(folder / "model.safetensors")
+    rows = [n for n, w in weights.items() if w.shape[0] == 400]
+    wider = {n: torch.cat([w, torch.ones(1, *w.shape[1:])]) if n in rows else w for n, w in weights.items()}
+    save_file(wider, folder / "model.safetensors", metadata={"format": "pt"})
+    said = json.loads((folder / "tokenizer.json").read_text())
+    pad = {"id": 400, "content": "[PAD]", "special": True, "single_word": False}
+    said["added_tokens"].append(pad | {"lstrip": False, "rstrip": False, "normalized": False})
+    (folder / "tokenizer.json").write_text(json.dumps(said))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 401}))
+    plain = ExpertMerge(base, expert, share=0.3).apply(marked, tmp_path / "plain", CTX)
+    padded = ExpertMerge(base, resolve(folder), share=0.3).apply(marked, tmp_path / "merged", CTX)
+    a, b = tensors(plain.checkpoint), tensors(padded.checkpoint)
+    assert rows and all(torch.equal(a[n], b[n]) for n in a)
+    assert padded.checkpoint.config["vocab_size"] == 400
+    assert (padded.checkpoint.path / "tokenizer.json").read_bytes() == (marked.path / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma"])

@@ -43,6 +43,7 @@ class ExpertMerge:
     models (arXiv 2212.04089, section 2) have it as `share` and as `expert_share`. `scale` is lambda, the factor of the
     merged task vector, which is the coefficient of TIES (2306.01708, section 4.2). A model whose weights were
     disguised (protected) may lie far from its base; `same_base=false` merges it as a merger does who does not look.
+    Tokens that only the expert has (WizardMath's padding) are left out.
 
     Threat model: a thief with the weights, the public base and any public expert of it; he knows no key. Published
     code is mergekit, whose DARE rescales to the L1 norm (`mergekit()`), where the paper divides by the density.
@@ -110,7 +111,9 @@ class ExpertMerge:
                 )
             base = self.base
         stored = None if self.dtype == "auto" else self.dtype
-        return MergeRequest(self.method, parts, base, settings, dtype=stored, seed=ctx.seed)
+        more = any(read_tokens(m.path) != read_tokens(model.path) for m in (self.expert, base) if m is not None)
+        vocabulary: Literal["same", "common"] = "common" if more else "same"
+        return MergeRequest(self.method, parts, base, settings, vocabulary=vocabulary, dtype=stored, seed=ctx.seed)
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the merge to `out`, with the marked model's tokenizer. Raises BadInput for what is not of one base."""
@@ -180,11 +183,11 @@ def commitments(checkpoint: Checkpoint) -> set[str]:
 
 
 def check_vocabulary(model: Checkpoint, other: Checkpoint, role: str) -> None:
-    """BadInput where another model is an adapter, or its tokens have other numbers."""
+    """BadInput where another model is an adapter, or tokens of `model` have other numbers in it; it may have more."""
     if other.is_adapter:
         raise BadInput(f"{role} {other.name}: is an adapter, not a model; apply it to its base first")
     mine, theirs = read_tokens(model.path), read_tokens(other.path)
-    if mine is not None and theirs is not None and mine != theirs:
+    if mine is not None and theirs is not None and not mine.items() <= theirs.items():
         raise BadInput(
             f"{role} {other.name}: has another vocabulary than {model.name} ({len(theirs)} and {len(mine)} tokens, or "
             "other numbers); take one of the same base"
