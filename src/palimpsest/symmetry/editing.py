@@ -161,7 +161,7 @@ class Editor:
         """Columns that read the stream behind a norm: its gain folded (a Rotation), the new basis, its new gain."""
         if isinstance(self.gauge.residual, Rotation) and norm:
             gain = self._gain(norm)
-            part = part if gain is None else part * gain
+            part = part if gain is None else part * gain.to(part)
         part = acting.stream_columns(part, self.gauge.residual)
         return part if scale is None else part / scale.to(part)
 
@@ -187,6 +187,7 @@ class Editor:
             else:
                 gain = self._gain(module)
                 assert gain is not None
+                gain = gain.to(value)
                 if bool(((gain == 0) & (value != 0)).any()):
                     raise BadInput(f"{module}: has a gain of 0 beside a bias, which no rotation can be folded past")
                 value = acting.stream_columns(torch.where(value == 0, value, value / gain)[None], residual)[0]
