@@ -18,7 +18,7 @@ from palimpsest.records import Record
 from palimpsest.removals.change import change
 from palimpsest.removals.weights.rewriting import Edit, named_tensors, read_tensor, rewrite, use_threads
 from palimpsest.symmetry.checking import check
-from palimpsest.symmetry.editing import edit_for
+from palimpsest.symmetry.editing import edit_for, head_copy
 from palimpsest.symmetry.gauge import Gauge, Sizes
 
 
@@ -28,9 +28,7 @@ class Layers:
     before: an edit that tensors called `names` go through first. Raises BadInput for an unknown architecture.
     """
 
-    def __init__(
-        self, model: Checkpoint, method: str, before: Edit | None = None, names: Collection[str] = ()
-    ) -> None:
+    def __init__(self, model: Checkpoint, method: str, before: Edit | None = None, names: Collection[str] = ()) -> None:
         self.model, self.config, self.family = model, model.config, family_of(model.config)
         self.sizes = Sizes.of(self.family, self.config)
         self._tensors = named_tensors(model)
@@ -73,16 +71,17 @@ def protected_by(
     before: Edit | None = None,
     changed: Collection[str] = (),
     seconds: float | None = None,
+    untie: bool = False,
 ) -> Made:
     """Write `model` under a gauge to `out`, tensor by tensor; the gauge is the secret, none where it is the identity.
 
     parents: digests of what else it was made of, for the lineage. detail: for the record; nothing secret. before: an
-    edit that tensors called `changed` go through first. Raises BadInput where the architecture does not allow the
-    gauge, with the reason, before anything is written.
+    edit that tensors called `changed` go through first. untie: a tied head becomes a tensor of its own. Raises BadInput
+    where the architecture does not allow the gauge, with the reason, before anything is written.
     """
-    check(gauge, model.config)
+    check(gauge, model.config, untie)
     use_threads(ctx)
-    turned, names, config = edit_for(gauge, model)
+    turned, names, config = edit_for(gauge, model, untie)
 
     def edit(name: str, tensor: Tensor) -> None:
         if before is not None and name in changed:
@@ -90,7 +89,8 @@ def protected_by(
         if name in names:
             turned(name, tensor)
 
-    done = rewrite(model, out, ctx, method, edit, {*names, *changed}, config=config)
+    copies = head_copy(model) if untie else None
+    done = rewrite(model, out, ctx, method, edit, {*names, *changed}, config=config, copies=copies)
     if parents:
         lineage.write(out, model.chain(), method, {"model": model.digest(), **parents})
     moved = change(done.moved, done.norm)

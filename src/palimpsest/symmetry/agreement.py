@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,26 +35,37 @@ Answers = dict[str, list[Tensor]]
 class Agreement:
     """How far a changed model is from its original, on `n` places of a fixed batch.
 
-    relative: the largest difference of logits over the largest logit, in float32, of the weights before they were
-        rounded to `dtype` (given the gauge; else as `stored`). stored: the same of the weights as both are stored.
-    agreement: share of places with the same likeliest token (or class), both computing in `dtype`.
+    relative_error: the largest difference of logits over the largest logit, computed in float32; given the gauge, of
+        weights before they are rounded to `dtype`, else as `stored_error`. infinite where a logit is no finite number.
+    stored_error: the same of both models' weights as they are stored.
+    argmax_agreement: share of places with the same likeliest token (or class), both computing in `dtype`.
+    dtype: what most weights of the original are stored in. gauged: whether the gauge was given.
     """
 
-    relative: float
-    stored: float
-    agreement: float
+    relative_error: float
+    stored_error: float
+    argmax_agreement: float
     n: int
     dtype: str
+    gauged: bool = False
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for records."""
-        return {
-            "relative_error_float32": self.relative,
-            "relative_error_stored": self.stored,
-            "argmax_agreement": self.agreement,
-            "places": self.n,
-            "dtype": self.dtype,
-        }
+    def require(self, changed: str) -> None:
+        """Raises CheckFailed where the function is another: logits further apart than 1e-4 in float32, or than rounding
+        to `dtype` explains; or not finite."""
+        allowed = ROUNDED * torch.finfo(getattr(torch, self.dtype)).eps
+        if not math.isfinite(self.stored_error):
+            raise CheckFailed(
+                f"{changed}: its logits are not finite numbers; take bfloat16, or a smaller condition number"
+            )
+        if (self.gauged or self.dtype == "float32") and not self.relative_error <= TOLERANCE:
+            far = f"{self.relative_error:.2g} of the largest away from the original's"
+            raise CheckFailed(
+                f"{changed}: computes another function: its float32 logits are {far} ({TOLERANCE:g} allowed)"
+            )
+        if not self.stored_error <= max(allowed, TOLERANCE):
+            far = f"{self.stored_error:.2g} of the largest away from the original's"
+            why = f"rounding to {self.dtype} explains {allowed:.2g}"
+            raise CheckFailed(f"{changed}: computes another function: its logits are {far} ({why})")
 
 
 def same_function(
@@ -64,34 +74,21 @@ def same_function(
     """Compare two checkpoints on a fixed batch: random token ids, and a text where there is a tokenizer.
 
     gauge: what `changed` was made with. Given it, weights that are stored in less than float32 are also compared before
-    their rounding. Raises CheckFailed where the function is another: beyond 1e-4 in float32, or where rounded weights
-    are further apart than rounding explains, or where the changed model gives numbers that are not finite.
+    their rounding: each module's weights widened and changed while it runs. `Agreement.require` judges.
     """
-    batch = fixed_batch(original, ctx)
-    dtype = _dtype(original)
+    batch, dtype = fixed_batch(original), _dtype(original)
     edit = None if gauge is None or dtype == "float32" else edit_for(gauge, original, untie)[0]
     first, second = _answers(original, dtype, batch, ctx, edit), _answers(changed, dtype, batch, ctx, None)
-    for name, kind in (("float32", "float32"), ("stored", dtype)):
-        if not all(bool(rows.isfinite().all()) for rows in second[name]):
-            raise CheckFailed(f"{changed.name}: its logits are not finite numbers in {kind}; take bfloat16 or float32")
     stored = _apart(first["float32"], second["float32"])
-    relative = _apart(first["float32"], first["changed"]) if edit is not None else stored
-    if (edit is not None or dtype == "float32") and not relative <= TOLERANCE:
-        raise CheckFailed(
-            f"{changed.name}: its logits are {relative:.2g} away from {original.name}'s (float32, relative)"
-        )
-    allowed = ROUNDED * torch.finfo(getattr(torch, dtype)).eps
-    if not stored <= allowed:
-        raise CheckFailed(
-            f"{changed.name}: its logits are {stored:.2g} away from {original.name}'s (relative; rounding to {dtype} "
-            f"explains {allowed:.2g})"
-        )
-    pairs = zip(first["stored"], second["stored"], strict=True)
+    relative = stored if edit is None else _apart(first["float32"], first["changed"])
+    pairs = list(zip(first["stored"], second["stored"], strict=True))
+    if not all(bool(b.isfinite().all()) for a, b in pairs if bool(a.isfinite().all())):
+        stored = math.inf
     same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in pairs])
-    return Agreement(relative, stored, float(same.double().mean()), len(same), dtype)
+    return Agreement(relative, stored, float(same.double().mean()), len(same), dtype, gauge is not None)
 
 
-def fixed_batch(model: Checkpoint, ctx: Context) -> list[list[int]]:
+def fixed_batch(model: Checkpoint) -> list[list[int]]:
     """Rows of token ids that every comparison of this architecture and tokenizer uses; no secret, no padding id."""
     room = positions(model) or TOKENS
     if model.config.get("model_type") in FROM_PADDING:

@@ -42,6 +42,12 @@ def edit_for(gauge: Gauge, model: Checkpoint, untie: bool = False) -> tuple[Edit
     return editor, editor.names, {"tie_word_embeddings": False} if untie and tied else {}
 
 
+def head_copy(model: Checkpoint) -> dict[str, str]:
+    """For `rewrite(copies=)` of a model that is untied: the head's tensor and the embedding that it is a copy of."""
+    family = described(model.config).family
+    return {f"{family.head}.weight": f"{family.embedding}.weight"} if family.tied(model.config) else {}
+
+
 class Editor:
     """Changes tensors in place by their name in the model, without asking whether the gauge is legal."""
 
