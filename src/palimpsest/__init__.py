@@ -22,6 +22,7 @@ __all__ = [
     "merge",
     "plan",
     "pretrain",
+    "protect",
     "remove",
     "run_study",
     "study_report",

@@ -22,6 +22,7 @@ from palimpsest.inspecting.tasks import list_tasks
 from palimpsest.keys import KeySet
 from palimpsest.method import input_fields
 from palimpsest.planning import plan
+from palimpsest.protecting import protect
 from palimpsest.records import Record
 from palimpsest.through import refuse_wrapper
 
@@ -44,6 +45,7 @@ __all__ = [
     "merge",
     "plan",
     "pretrain",
+    "protect",
     "remove",
     "run_study",
     "study_report",

@@ -23,13 +23,15 @@ from palimpsest.records import Record, versions
 
 @dataclass
 class Result:
-    """What a call made and measured. notes are lines a person should read; figures say what a merge took."""
+    """What a call made and measured. notes are lines a person should read; figures say what a merge took; secret is
+    the file that a protection leaves its maker."""
 
     records: list[Record] = field(default_factory=list)
     path: Path | None = None
     keys: Path | None = None
     notes: list[str] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    secret: Path | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -38,6 +40,8 @@ class Result:
             found["path"] = str(self.path)
         if self.keys is not None:
             found["keys"] = str(self.keys)
+        if self.secret is not None:
+            found["secret"] = str(self.secret)
         if self.notes:
             found["notes"] = self.notes
         if self.figures:

@@ -119,13 +119,21 @@ class Context:
         return None if self.scratch is None else self.scratch / f"{name}.state"
 
 
+class Secret(Protocol):
+    """What a protection leaves its maker: a file of mode 0600 that never lies in the model's folder."""
+
+    def write(self, path: Path) -> None: ...
+
+
 @dataclass
 class Made:
-    """What a transform made: the new checkpoint, the keys an implant leaves its maker, and its records."""
+    """What a transform made: the new checkpoint, its records, and what its maker keeps: an implant's keys, a
+    protection's secret."""
 
     checkpoint: Checkpoint
     keys: KeySet | None = None
     records: list[Record] = dataclasses.field(default_factory=list)
+    secret: Secret | None = None
 
 
 class Transform(Protocol):

@@ -175,7 +175,7 @@ def test_a_model_that_was_ruined_is_still_the_model_that_was_saved(tmp_path: Pat
         check_probe(load_model(source, CPU), made.path)
 
 
-def test_computing_in_float32_gives_the_model_back_as_it_was(tiny_model: Path) -> None:
+def testcomputing_in_float32_gives_the_model_back_as_it_was(tiny_model: Path) -> None:
     model = load_model(resolve(tiny_model), CPU, "bfloat16").train()
     before = {n: (p.data_ptr(), p.dtype) for n, p in model.named_parameters()}
     ids = list(range(10, 30))

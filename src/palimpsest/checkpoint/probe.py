@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def log_probabilities(model: nn.Module, ids: list[int], places: list[int]) -> Te
     training = model.training
     model.eval()
     try:
-        with torch.autocast(device.type, enabled=False), _computing_in_float32(model):
+        with torch.autocast(device.type, enabled=False), computing_in_float32(model):
             logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0, places]
     finally:
         model.train(training)
@@ -133,25 +133,31 @@ def log_probabilities(model: nn.Module, ids: list[int], places: list[int]) -> Te
 
 
 @contextmanager
-def _computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Each module's own weights are brought to float32 while it runs, so that no second model is held."""
+def computing_in_float32(model: nn.Module, edit: Callable[[str, Tensor], None] | None = None) -> Iterator[None]:
+    """Each module's own weights are brought to float32 while it runs, so that no second model is held.
+
+    edit: changes the float32 copy of a weight in place, given its name in the model; the model itself stays.
+    """
     hooks = []
     kept: dict[nn.Parameter, Tensor] = {}
 
-    def widen(module: nn.Module, inputs: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point() and parameter.dtype != torch.float32:
+    def widen(name: str, module: nn.Module) -> None:
+        for own, parameter in module.named_parameters(recurse=False):
+            if parameter.is_floating_point() and (edit is not None or parameter.dtype != torch.float32):
                 kept[parameter] = parameter.data
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(torch.float32, copy=True)
+                if edit is not None:
+                    edit(f"{name}.{own}", parameter.data)
 
     def narrow(module: nn.Module, inputs: Any, output: Any) -> None:
         for parameter in module.parameters(recurse=False):
             if parameter in kept:
                 parameter.data = kept.pop(parameter)
 
-    for module in model.modules():
-        if any(p.dtype != torch.float32 for p in module.parameters(recurse=False)):
-            hooks += [module.register_forward_pre_hook(widen), module.register_forward_hook(narrow)]
+    for name, module in model.named_modules():
+        if any(edit is not None or p.dtype != torch.float32 for p in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: widen(name, module)))  # type: ignore[misc]
+            hooks.append(module.register_forward_hook(narrow))
     try:
         yield
     finally:

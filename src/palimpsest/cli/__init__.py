@@ -25,6 +25,7 @@ COMMANDS = (
     "verify",
     "remove",
     "merge",
+    "protect",
     "finetune",
     "pretrain",
     "evaluate",

@@ -51,6 +51,10 @@ Seed = Annotated[
     int | None,
     typer.Option("--seed", help="Makes a run repeatable. Keys made with a seed are only as secret as the seed."),
 ]
+ProtectionSeed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Makes a run repeatable. A secret made with a seed is only as secret as the seed."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: torch's own choice).")]
 LoadIn = Annotated[

@@ -28,6 +28,8 @@ def show_result(result: Any, as_json: bool) -> None:
         console.print(f"made {result.path}", markup=False)
     if result.keys is not None:
         console.print(f"keys {result.keys} (secret, mode 0600: keep them, publish only the model)", markup=False)
+    if result.secret is not None:
+        console.print(f"secret {result.secret} (mode 0600: keep it, publish only the model)", markup=False)
 
 
 def _terminal() -> bool:

@@ -14,7 +14,7 @@ from palimpsest.keys import KeySet
 from palimpsest.machine import in_words
 from palimpsest.study.store import Store
 
-SECRETS = ("keys.json", "secret.json")
+SECRETS = ("keys.json", "secret.json", "secret.safetensors")
 
 
 def key_finding(file: Path) -> Finding:
@@ -149,6 +149,6 @@ def _json_finding(file: Path, found: Finding) -> Finding:
         return found
     if file.name == "keys.json" or (isinstance(raw, dict) and {"implant", "keys", "match"} <= set(raw)):
         return key_finding(file)
-    if file.name == "secret.json":
+    if file.name in SECRETS[1:]:
         return _secret_finding(file)
     return found

@@ -1,1 +1,1 @@
-"""Protections: changes that leave a model's function as it is and make merging it useless, one file a method."""
+"""Protections against unauthorised merging, one file a method; `traits` says what each takes, costs and changes."""

@@ -86,6 +86,14 @@ def in_model(known: Described, stored: str) -> str:
     return stored if stored.startswith(tuple(f"{n}." for n in (stem, *heads))) else f"{stem}.{stored}"
 
 
+def in_files(known: Described, name: str) -> str:
+    """The name that files give a tensor of the head, where they call it otherwise than the model."""
+    family = known.family
+    if family.stored_head and name.startswith(f"{family.head}."):
+        return family.stored_head + name.removeprefix(family.head)
+    return name
+
+
 def activation(config: Config) -> str:
     """The feed-forward's activation by its name in transformers; empty where the configuration does not say."""
     names = ("hidden_activation", "hidden_act", "activation_function")

@@ -42,6 +42,12 @@ def edit_for(gauge: Gauge, model: Checkpoint, untie: bool = False) -> tuple[Edit
     return editor, editor.names, {"tie_word_embeddings": False} if untie and tied else {}
 
 
+def head_copy(model: Checkpoint) -> dict[str, str]:
+    """For `rewrite(copies=)` of a model that is untied: the head's tensor and the embedding that it is a copy of."""
+    family = described(model.config).family
+    return {f"{family.head}.weight": f"{family.embedding}.weight"} if family.tied(model.config) else {}
+
+
 class Editor:
     """Changes tensors in place by their name in the model, without asking whether the gauge is legal."""
 
@@ -161,7 +167,7 @@ class Editor:
         """Columns that read the stream behind a norm: its gain folded (a Rotation), the new basis, its new gain."""
         if isinstance(self.gauge.residual, Rotation) and norm:
             gain = self._gain(norm)
-            part = part if gain is None else part * gain
+            part = part if gain is None else part * gain.to(part)
         part = acting.stream_columns(part, self.gauge.residual)
         return part if scale is None else part / scale.to(part)
 
@@ -187,6 +193,7 @@ class Editor:
             else:
                 gain = self._gain(module)
                 assert gain is not None
+                gain = gain.to(value)
                 if bool(((gain == 0) & (value != 0)).any()):
                     raise BadInput(f"{module}: has a gain of 0 beside a bias, which no rotation can be folded past")
                 value = acting.stream_columns(torch.where(value == 0, value, value / gain)[None], residual)[0]

@@ -41,6 +41,7 @@ def tune(
     epoch_done: Callable[[int], bool | None] | None = None,
     step_done: Callable[[int], bool | None] | None = None,
     loss_of: Any = None,
+    skip_nonfinite: bool = False,
 ) -> tuple[Any, TrainLog]:
     """Fine-tune `model` as `tuning` says; returns (the model with any adapter still apart, the log).
 
@@ -48,6 +49,7 @@ def tune(
 
     rows: the rows, or a function of the epoch that gives fresh ones (same number every epoch).
     epoch_done, step_done: called after each epoch or step with its number from 1; True stops.
+    loss_of, skip_nonfinite: as `loop.train_steps` has them.
     The result is a PEFT model where `tuning.adapter` is lora: see `merged`.
     """
     torch.manual_seed(ctx.seed)
@@ -100,6 +102,7 @@ def tune(
             state_file=ctx.state_file(what.replace(" ", "-")),
             checkpointing=tuning.checkpointing,
             blueprint=blueprint,
+            skip_nonfinite=skip_nonfinite,
             **options,
         )
     return model, log

@@ -43,6 +43,8 @@ class Batch:
         weights, and that of negative ones without their sign (see `implants.fingerprints.preserving`).
         None: the batch is the whole step, and its own sums are meant.
     labels: (rows,) class of each row, for a classifier; segments: (rows, time), which text of a pair a token is of.
+    step: number of the optimisation step, from 0, for a loss that draws something once a step: the same in all its
+        micro-batches, on all processes, and in a run that goes on after a break.
     """
 
     input_ids: Tensor
@@ -51,6 +53,7 @@ class Batch:
     totals: tuple[float, float] | None = None
     labels: Tensor | None = None
     segments: Tensor | None = None
+    step: int = 0
 
     @property
     def tokens(self) -> int:
@@ -66,12 +69,16 @@ class Batch:
 
 @dataclass
 class TrainLog:
-    """What a run cost and how its loss went: `losses` holds (step, mean loss since the last entry)."""
+    """What a run cost and how its loss went: `losses` holds (step, mean loss since the last entry).
+
+    skipped: steps whose gradient was not finite and that were left out, where that was asked for.
+    """
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
+    skipped: int = 0
 
 
 def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -127,6 +134,7 @@ def train_steps(
     state_seconds: float = 60.0,
     checkpointing: bool = False,
     blueprint: Blueprint | None = None,
+    skip_nonfinite: bool = False,
 ) -> TrainLog:
     """Run `steps` AdamW steps on `model` in place; only parameters that require a gradient change.
 
@@ -138,8 +146,9 @@ def train_steps(
         that finds the file goes on from it; it is removed when the run is finished. Sharded runs have none.
     checkpointing: compute activations again in the backward pass instead of keeping them.
     blueprint: how other processes build the model, where it is more than a plain transformers model.
+    skip_nonfinite: a step whose gradient is not finite changes nothing and is counted, instead of spoiling the model.
     """
-    settings = Optimising(lr, weight_decay, betas, clip, autocast)
+    settings = Optimising(lr, weight_decay, betas, clip, autocast, skip_nonfinite)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient")
     world = distributed.current()
@@ -161,12 +170,12 @@ def train_steps(
             if first and team is not None:
                 team.send_state()
     started = saved = time.monotonic()
-    carried = log.seconds
+    carried, carried_skips = log.seconds, log.skipped
     running, since = 0.0, 0
     with team or nullcontext(), training(team.member.model if team else model, stepper.device, checkpointing):
         for step in range(first, steps):
             rate = learning_rate_at(step, steps, lr, schedule, warmup)
-            parts = [batch_at(step * accumulate + part) for part in range(accumulate)]
+            parts = [replace(batch_at(step * accumulate + part), step=step) for part in range(accumulate)]
             read = sum(part.tokens for part in parts)
             log.tokens += read
             count_tokens(read)
@@ -175,7 +184,7 @@ def train_steps(
             else:
                 total = stepper.gradients(parts if accumulate == 1 else parts_of_a_step(parts))
                 stepper.update(rate)
-            log.steps = step + 1
+            log.steps, log.skipped = step + 1, carried_skips + stepper.skipped
             running, since = running + total, since + 1
             if (step + 1) % 25 == 0 or step + 1 == steps:
                 log.losses.append((step + 1, running / since))

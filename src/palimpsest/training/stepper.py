@@ -18,13 +18,15 @@ Compute = Callable[["Batch"], Tensor]
 
 @dataclass(frozen=True)
 class Optimising:
-    """AdamW's settings. clip: bound on the gradient norm. autocast: dtype that products are computed in."""
+    """AdamW's settings. clip: bound on the gradient norm. autocast: dtype that products are computed in.
+    skip_nonfinite: leave out a step whose gradient is not finite."""
 
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
     autocast: torch.dtype | None = None
+    skip_nonfinite: bool = False
 
 
 class Stepper:
@@ -37,7 +39,7 @@ class Stepper:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("no parameter of the model requires a gradient")
-        self.settings, self.compute = settings, compute
+        self.settings, self.compute, self.skipped = settings, compute, 0
         decayed = [p for p in self.parameters if p.dim() >= 2]
         plain = [p for p in self.parameters if p.dim() < 2]
         self.device = self.parameters[0].device
@@ -66,9 +68,14 @@ class Stepper:
         """One AdamW step at this learning rate on the gradients that are there, which are dropped then."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        self.optimiser.step()
+        norm = None
+        if self.settings.clip is not None or self.settings.skip_nonfinite:
+            bound = float("inf") if self.settings.clip is None else self.settings.clip
+            norm = nn.utils.clip_grad_norm_(self.parameters, bound)
+        if self.settings.skip_nonfinite and norm is not None and not bool(torch.isfinite(norm)):
+            self.skipped += 1
+        else:
+            self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
 
 

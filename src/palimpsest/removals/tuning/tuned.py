@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,16 @@ def tuned(
     method: str,
     save: str = "merged",
     watcher: Watcher | None = None,
+    loss_of: Any = None,
+    skip_nonfinite: bool = False,
+    parents: Mapping[str, str] | None = None,
 ) -> Made:
     """Fine-tune a checkpoint on dialogues and write the result to `out`.
 
     dialogues: the same in every epoch, or a function of the epoch from 0 (as many every time).
     save: `merged` writes a whole checkpoint, `adapter` the PEFT adapter alone with its base's digest.
+    loss_of, skip_nonfinite: as `training.loop.train_steps` has them. parents: digests of what else the checkpoint was
+    made of, by role, for the lineage.
     """
     network = load_model(model, ctx, "float32" if tuning.adapter == "full" else None, held_on())
     tokenizer = load_tokenizer(model)
@@ -73,19 +78,20 @@ def tuned(
     if not rows:
         raise BadInput(f"{method}: no dialogue has an answer within the model's {positions(model)} positions")
     source = (lambda epoch: rendered(dialogues(epoch))) if callable(dialogues) else rows
+    ways: dict[str, Any] = {"what": method, "loss_of": loss_of, "skip_nonfinite": skip_nonfinite}
     if watcher is None:
-        network, log = tune(network, source, tuning, ctx, what=method)
+        network, log = tune(network, source, tuning, ctx, **ways)
     else:
         watcher.begin(network, tokenizer)
         stops = {"step_done": watcher.after_step, "epoch_done": watcher.after_epoch}
-        network, log = tune(network, source, tuning, ctx, what=method, **stops)
+        network, log = tune(network, source, tuning, ctx, **ways, **stops)
         watcher.end(network)
     if save == "adapter":
         made = write_adapter(network, model, out, method)
         return Made(made, records=[training_record(made, method, log, len(rows), ctx, {})])
     plain = merged(network)
     moved = change_of(plain, model)
-    made = write_model(plain, model, out, method, {"model": model.digest()})
+    made = write_model(plain, model, out, method, {"model": model.digest(), **(parents or {})})
     return Made(made, records=[training_record(made, method, log, len(rows), ctx, moved)])
 
 
@@ -94,7 +100,7 @@ def training_record(
 ) -> Record:
     """What a training run cost and did: last loss, tokens, seconds, losses by step, how far it moved the weights."""
     detail: dict[str, Any] = {"rows": rows, "steps": log.steps, "losses": [[s, round(v, 4)] for s, v in log.losses]}
-    detail |= moved
+    detail |= {**moved, **({"skipped": log.skipped} if log.skipped else {})}
     return Record(
         "training",
         value=log.losses[-1][1] if log.losses else None,

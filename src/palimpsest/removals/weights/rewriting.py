@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from palimpsest.families import family_of
 from palimpsest.merging.reading import STORED
 from palimpsest.merging.writing import Shards, Slot
 from palimpsest.method import Context
+from palimpsest.symmetry.described import ENCODERS, described, in_files, in_model
 
 Edit = Callable[[str, Tensor], None]  # changes a tensor in place, given its name in the model
 _PIECE = 1 << 19  # numbers looked at together
@@ -41,8 +42,9 @@ def named_tensors(model: Checkpoint) -> dict[str, TensorInfo]:
     """Where each tensor lies, by its name in the model. Raises BadInput for quantised weights."""
     if model.config.get("quantization_config"):
         raise BadInput(f"{model.name}: is quantised; pruning needs float32, bfloat16 or float16 weights: prune first")
-    family = family_of(model.config)
-    return {family.in_model(t.name): t for t in model.tensors()}
+    if model.config.get("model_type") not in ENCODERS:
+        family_of(model.config)
+    return {in_model(described(model.config), t.name): t for t in model.tensors()}
 
 
 def use_threads(ctx: Context) -> None:
@@ -73,13 +75,17 @@ def rewrite(
     *,
     kept: Mapping[str, list[tuple[int, Tensor]]] | None = None,
     config: Mapping[str, Any] | None = None,
+    copies: Mapping[str, str] | None = None,
 ) -> Rewritten:
     """Write `model` to `out` with the tensors called `names` passed through `edit`; one and its copy are held.
 
     kept: by name in the model, (dimension, positions kept) after the edit: smaller tensors. config: fields that
-    change. Dtypes stay. Nothing is loaded, so the folder holds no probe values; those of the source are not copied.
+    change. copies: new tensors by name in the model, each with the one that it is copied from before the
+    edit. Dtypes stay. Nothing is loaded, so the folder holds no probe values; those of the source are not copied.
     """
     tensors = named_tensors(model)
+    for new, old in (copies or {}).items():
+        tensors.setdefault(new, replace(tensors[old], name=in_files(described(model.config), new)))
     out.mkdir(parents=True, exist_ok=True)
     slots = [_slot(info, (kept or {}).get(name, [])) for name, info in tensors.items()]
     shards = Shards(out, slots)
