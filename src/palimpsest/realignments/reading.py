@@ -1,0 +1,177 @@
+"""Layers of a stored model as the aligner sees them: projections by role, gains by place, one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.files import TensorInfo
+from palimpsest.errors import BadInput
+from palimpsest.families import ROLES, Family, Role
+from palimpsest.families.family import Place
+from palimpsest.merging.reading import STORED
+from palimpsest.removals.weights.rewriting import read_tensor
+from palimpsest.symmetry.described import described, in_model
+from palimpsest.symmetry.gauge import Rotation, SignedPermutation, Sizes
+from palimpsest.symmetry.legality import final_norm_of, legal
+
+BLOCK = 1 << 24  # numbers of an embedding read together
+
+
+@dataclass
+class Layer:
+    """One layer in float32.
+
+    weights: by role, (out of the role, in). biases: of the rows, where there are any. gains, shifts: of the norms by
+    place; a gain is what the normalised stream is multiplied by (1 + w where the norm computes that).
+    """
+
+    weights: dict[Role, Tensor]
+    biases: dict[Role, Tensor] = field(default_factory=dict)
+    gains: dict[Place, Tensor] = field(default_factory=dict)
+    shifts: dict[Place, Tensor] = field(default_factory=dict)
+
+    def rows(self, role: Role) -> Tensor:
+        """Weight with its bias as a last column, (out, in + 1), or (out, in) without a bias."""
+        if role not in self.biases:
+            return self.weights[role]
+        return torch.cat([self.weights[role], self.biases[role][:, None]], dim=1)
+
+    def set_rows(self, role: Role, rows: Tensor) -> None:
+        """The inverse of `rows`."""
+        if role in self.biases:
+            self.weights[role], self.biases[role] = rows[:, :-1].contiguous(), rows[:, -1].clone()
+        else:
+            self.weights[role] = rows
+
+    def copy(self) -> Layer:
+        """A copy whose dictionaries may be changed; tensors are shared until they are replaced."""
+        return Layer(dict(self.weights), dict(self.biases), dict(self.gains), dict(self.shifts))
+
+    def distances(self, other: Layer) -> dict[str, float]:
+        """Squared distances to another layer by role (with the bias) and `norms`."""
+        found: dict[str, float] = {
+            role: float((self.rows(role) - other.rows(role)).square().sum(dtype=torch.float64)) for role in self.weights
+        }
+        pairs = [(mine[p], others[p]) for mine, others in ((self.gains, other.gains), (self.shifts, other.shifts))
+                 for p in mine]  # fmt: skip
+        found["norms"] = sum(float((a - b).double().square().sum()) for a, b in pairs)
+        return found
+
+
+class Stored:
+    """Reads one model, tensor by tensor. Raises BadInput for adapters, quantised weights, unknown architectures."""
+
+    def __init__(self, model: Checkpoint) -> None:
+        if model.is_adapter:
+            raise BadInput(f"{model.name}: is an adapter, not a model; merge it into its base first")
+        self.model, self.config = model, model.config
+        self.known = described(model.config)
+        self.family: Family = self.known.family
+        if model.config.get("quantization_config") or any(
+            t.dtype not in STORED for t in model.tensors() if len(t.shape) > 1
+        ):
+            raise BadInput(
+                f"{model.name}: is quantised; realignment needs weights stored as float32, bfloat16 or float16"
+            )
+        self.tensors: dict[str, TensorInfo] = {in_model(self.known, t.name): t for t in model.tensors()}
+        self.sizes = Sizes.of(self.family, self.config)
+        self.places = self.family.norm_places(self.config)
+        self.tied = self.family.tied(self.config)
+        self.legality = legal(self.config)
+
+    def layer(self, number: int) -> Layer:
+        """One layer, everything of it read once."""
+        family, whole = self.family, dict[str, Tensor]()
+        made = Layer({})
+        for role in ROLES:
+            if not family.name(role):
+                continue
+            name = f"{family.layers}.{number}.{family.name(role)}"
+            rows = torch.tensor(family.rows(role, self.config))
+            for part in ("weight", "bias"):
+                if f"{name}.{part}" in self.tensors and f"{name}.{part}" not in whole:
+                    read = self._read(f"{name}.{part}")
+                    whole[f"{name}.{part}"] = read.T if family.transposed and part == "weight" else read
+            if f"{name}.weight" not in whole:
+                raise BadInput(f"{self.model.name}: has no tensor {name}.weight, which its architecture has")
+            made.weights[role] = _stretch(whole[f"{name}.weight"], rows)
+            if f"{name}.bias" in whole and role not in ("output", "down"):
+                made.biases[role] = _stretch(whole[f"{name}.bias"], rows)
+        for place, inside in self.places.items():
+            name = f"{family.layers}.{number}.{inside}"
+            if f"{name}.weight" in self.tensors:
+                made.gains[place] = self._read(f"{name}.weight") + (1.0 if family.norm == "rms-plus-one" else 0.0)
+            if f"{name}.bias" in self.tensors:
+                made.shifts[place] = self._read(f"{name}.bias")
+        return made
+
+    def final_gain(self) -> Tensor | None:
+        """Gain of the norm before the head, (hidden,), or None."""
+        name = f"{final_norm_of(self.known, self.config)}.weight"
+        if name not in self.tensors:
+            return None
+        return self._read(name) + (1.0 if self.family.norm == "rms-plus-one" else 0.0)
+
+    def tables(self) -> dict[str, str]:
+        """What has the stream as its columns and is no layer's: embeddings by module, and `head` where it has one of
+        its own, to their names in the model."""
+        found = {module: f"{module}.weight" for module in self.known.written if f"{module}.weight" in self.tensors}
+        head = f"{self.family.head}.weight"
+        if head in self.tensors and not self.tied and self.family.head not in self.known.apart:
+            found["head"] = head
+        return found
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """Rows of a table, (some, hidden) float32, in order."""
+        info = self.tensors[name]
+        width = info.shape[1]
+        bytes_a_row = (info.end - info.start) // info.shape[0]
+        for piece in info.chunks(max(1, BLOCK // width) * bytes_a_row):
+            yield torch.frombuffer(bytearray(piece), dtype=STORED[info.dtype]).view(-1, width).float()
+
+    def _read(self, name: str) -> Tensor:
+        return read_tensor(self.tensors[name]).float()
+
+
+def _stretch(whole: Tensor, rows: Tensor) -> Tensor:
+    if len(rows) == len(whole) and int(rows[0]) == 0:
+        return whole.contiguous()
+    return whole[rows]
+
+
+def into_basis(
+    layer: Layer, residual: Rotation | SignedPermutation | None, places: Mapping[Place, tuple[Role, ...]]
+) -> Layer:
+    """The layer as it is in another basis of the stream. A rotation folds gains into their readers first.
+
+    places: norms whose gains are folded, with the roles that read each.
+    """
+    if residual is None:
+        return layer
+    made = layer.copy()
+    if isinstance(residual, Rotation):
+        turn = residual.matrix.float()
+        for place, roles in places.items():
+            if place not in made.gains:
+                continue
+            for role in [r for r in roles if r in made.weights]:
+                made.weights[role] = made.weights[role] * made.gains[place]
+            if place in made.shifts:
+                made.shifts[place] = (made.shifts[place] / made.gains[place]) @ turn
+            made.gains[place] = torch.ones_like(made.gains[place])
+        for role, weight in layer.weights.items():
+            made.weights[role] = turn.T @ weight if role in ("output", "down") else made.weights[role] @ turn
+        return made
+    index, sign = residual.index, residual.sign.float()
+    for role, weight in layer.weights.items():
+        made.weights[role] = weight[index] * sign[:, None] if role in ("output", "down") else weight[:, index] * sign
+    for place in [p for p in made.gains if p not in ("query", "key")]:
+        made.gains[place] = made.gains[place][index]
+    for place in [p for p in made.shifts if p not in ("query", "key")]:
+        made.shifts[place] = made.shifts[place][index] * sign
+    return made
