@@ -109,22 +109,22 @@ def test_with_weights_that_add_up_to_one_task_arithmetic_is_the_average_and_its_
 def test_one_coefficient_for_both_task_vectors(trio: tuple[Checkpoint, Checkpoint, Checkpoint], tmp_path: Path) -> None:
     base, marked, expert = trio
     b, m, e = (tensors(x) for x in trio)
-    both = ExpertMerge(base, expert, "task-arithmetic", 0.9, expert_share=0.9).apply(marked, tmp_path / "ta", CTX)
-    half = ExpertMerge(base, expert, "task-arithmetic", 0.9, expert_share=0.9, scale=0.5)
-    halved, ties = half.apply(marked, tmp_path / "half", CTX), ExpertMerge(base, expert, "ties", 0.5, 0.5, scale=0.3)
-    merged = ties.apply(marked, tmp_path / "ties", CTX)
+    both = ExpertMerge(base, expert, coefficient=0.9).apply(marked, tmp_path / "both", CTX)
+    apart = ExpertMerge(base, expert, share=1.0, expert_share=0.2).apply(marked, tmp_path / "apart", CTX)
+    ties = ExpertMerge(base, expert, "ties", density=0.5, coefficient=0.3).apply(marked, tmp_path / "ties", CTX)
     for name in b:
-        deltas = 0.9 * (m[name] - b[name]) + 0.9 * (e[name] - b[name])
-        assert torch.allclose(tensors(both.checkpoint)[name], b[name] + deltas, atol=2e-6), name
-        assert torch.allclose(tensors(halved.checkpoint)[name], b[name] + 0.5 * deltas, atol=2e-6), name
+        mine, theirs = m[name] - b[name], e[name] - b[name]
+        assert torch.allclose(tensors(both.checkpoint)[name], b[name] + 0.9 * (mine + theirs), atol=2e-6), name
+        assert torch.allclose(tensors(apart.checkpoint)[name], m[name] + 0.2 * theirs, atol=2e-6), name
         whole = by_hand("ties", b[name], m[name], e[name], 0.5, 0.5) - b[name]
-        assert torch.allclose(tensors(merged.checkpoint)[name], b[name] + 0.3 * whole, atol=2e-6), name
-    assert both.records[0].detail["expert_share"] == 0.9
-    for wrong in (
-        ExpertMerge(base, expert, "ties", 0.5, expert_share=0.5),
-        ExpertMerge(None, expert, "linear", 0.5, scale=2.0),
+        assert torch.allclose(tensors(ties.checkpoint)[name], b[name] + 0.3 * whole, atol=2e-6), name
+    assert both.records[0].detail["expert_share"] == both.records[0].detail["coefficient"] == 0.9
+    for wrong, message in (
+        (ExpertMerge(base, expert, "ties", expert_share=0.5), "expert_share is for"),
+        (ExpertMerge(None, expert, "linear", coefficient=0.5), "goes with no method linear"),
+        (ExpertMerge(base, expert, coefficient=0.5, expert_share=0.5), "goes with no expert_share"),
     ):
-        with pytest.raises(BadInput, match=r"expert_share is for|scale is a factor"):
+        with pytest.raises(BadInput, match=message):
             wrong.apply(marked, tmp_path / "none", CTX)
 
 

@@ -39,10 +39,11 @@ class ExpertMerge:
     position and averages those that agree: an entry that only one model has keeps its full size, whatever the share.
     SLERP goes from the marked model to the expert by t = 1 - share.
 
-    With `expert_share` the two weights need not add up to 1: task arithmetic and DARE with one coefficient for all
-    models (arXiv 2212.04089, section 2) have it as `share` and as `expert_share`. `scale` is lambda, the factor of the
-    merged task vector, which is the coefficient of TIES (2306.01708, section 4.2). A model whose weights were
-    disguised (protected) may lie far from its base; `same_base=false` merges it as a merger does who does not look.
+    With `coefficient` every task vector has that one factor and `share` says nothing: base + c (d_marked + d_expert)
+    for task arithmetic (arXiv 2212.04089, section 2) and DARE; for TIES and dare-ties it is the factor lambda of what
+    was elected (2306.01708, section 4.2). With `expert_share` the two weights need not add up to 1. A model whose
+    weights were disguised (protected) may lie far from its base; `same_base=false` merges it as a merger does who
+    does not look.
     Tokens that only the expert has (WizardMath's padding) are left out.
 
     Threat model: a thief with the weights, the public base and any public expert of it; he knows no key. Published
@@ -58,8 +59,8 @@ class ExpertMerge:
     density: float = param(0.4, "share of each task vector that dare, dare-ties and ties keep", low=0.0, high=1.0)
     rescale: Literal["paper", "l1"] = param("paper", "DARE's rescaling: by 1/density, or to the L1 norm (mergekit)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = param("auto", "as stored; auto: what holds all inputs")
+    coefficient: float | None = param(None, "one factor for all task vectors, in place of share", low=0.0)
     expert_share: float | None = param(None, "the expert's share, where not 1 - share", low=0.0, high=1.0)
-    scale: float = param(1.0, "factor of the merged task vector (lambda); not for linear and slerp", low=0.0)
     same_base: bool = param(True, "refuse models that lie further from the base than zero does; false: merge them too")
 
     @classmethod
@@ -80,6 +81,8 @@ class ExpertMerge:
     @property
     def shares(self) -> tuple[float, float]:
         """Weights of the marked model's and the expert's task vector."""
+        if self.coefficient is not None:
+            return (self.coefficient, self.coefficient) if self.method in UNNORMALISED else (0.5, 0.5)
         return self.share, 1.0 - self.share if self.expert_share is None else self.expert_share
 
     def request(self, model: Checkpoint, ctx: Context) -> MergeRequest:
@@ -96,10 +99,11 @@ class ExpertMerge:
         shares = self.shares
         if self.expert_share is not None and self.method not in UNNORMALISED:
             raise BadInput(f"expert-merge: expert_share is for {' and '.join(UNNORMALISED)}, not for {self.method}")
-        if self.scale != 1 and self.method in WITHOUT_BASE:
-            raise BadInput(f"expert-merge: scale is a factor of task vectors; {self.method} has none")
-        if self.method not in WITHOUT_BASE:
-            settings["lambda"] = self.scale
+        if self.coefficient is not None:
+            if self.method in WITHOUT_BASE or self.expert_share is not None:
+                what = "expert_share" if self.expert_share is not None else f"method {self.method}"
+                raise BadInput(f"expert-merge: coefficient is a factor of task vectors and goes with no {what}")
+            settings["lambda"] = 1.0 if self.method in UNNORMALISED else self.coefficient
         weights = ({}, {}) if self.method == "slerp" else tuple({"weight": s} for s in shares)
         parts = tuple(Part(m, w) for m, w in zip((model, self.expert), weights, strict=True))
         base = None
@@ -130,8 +134,8 @@ class ExpertMerge:
         parents = {role.strip("-"): other.digest() for role, other in {"--model": model, **others}.items()}
         lineage.write(out, model.chain(), "expert-merge", parents)
         moved = task_vectors([merged.checkpoint], model)
-        detail: dict[str, Any] = {"method": self.method, "share": self.share, "expert_share": self.shares[1]}
-        detail |= {"scale": self.scale, **change(moved.norms[0], moved.base)}
+        detail: dict[str, Any] = {"method": self.method, "share": self.shares[0], "expert_share": self.shares[1]}
+        detail |= {"coefficient": self.coefficient, **change(moved.norms[0], moved.base)}
         if self.method in SPARSE:
             detail["density"] = self.density
         if vectors is not None:
