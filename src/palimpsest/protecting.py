@@ -75,9 +75,10 @@ def agreement(original: Checkpoint, made: Made, ctx: Context) -> Record:
     """
     from palimpsest.symmetry.agreement import same_function
 
-    exact = bool(made.records[0].detail.get("exact")) if made.records else False
+    facts = made.records[0].detail if made.records else {}
+    exact = bool(facts.get("exact"))
     gauge = made.secret.gauge() if exact and hasattr(made.secret, "gauge") else None
-    found = same_function(original, made.checkpoint, ctx, gauge)
+    found = same_function(original, made.checkpoint, ctx, gauge, untie=bool(facts.get("untied")))
     if exact:
         found.require(made.checkpoint.name)
     count = round(found.argmax_agreement * found.n)

@@ -2,7 +2,7 @@
 
 C_n = s^-n c_n(z) w with c_n = f^(n) / n!: all C_n of a neuron are parallel, and with a_n = <C_n, u> for one direction u
     (a_1 / a_0)^2 / (a_2 / a_0) = c_1(z)^2 / (c_0(z) c_2(z))   does not know s: a root in one unknown;   s = a_0 c_1 / (a_1 c_0).
-Where the gate has no bias the shift s z is public as well, and a_0 c_1(z) z = a_1 (s z) c_0(z) is the root that is taken.
+Where the gate has no bias the shift s z is public as well, and a_0 c_1(z) = a_1 (s z) c_0(z) / z is what is solved.
 Then w = s^n C_n / c_n(z), the gate row is rows / s, and the feed-forward is in clear again. Derivation: ours.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from palimpsest.protections.taylor import coefficients
 
-LIMIT, STEPS, HALVINGS = 16.0, 3201, 80
-_NEURONS = 512  # looked at together
+LIMIT, STEPS, HALVINGS = 16.0, 9601, 56
+_NEURONS, _ROOTS = 512, 32  # looked at together; roots of one neuron that are looked at
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,22 @@ def _some(terms: Tensor, activation: str, shift: Tensor | None) -> Recovered:
     grid = torch.linspace(-LIMIT, LIMIT, STEPS, dtype=torch.float64) + 1e-7  # not on 0 itself
     count = along.shape[1]
 
-    def equation(point: Tensor) -> Tensor:
-        """Nought at the point: (neurons, ...) of (neurons, ...)."""
-        c = coefficients(activation, point.reshape(-1), 2).view(3, *point.shape)
+    def equation(point: Tensor, c: Tensor) -> Tensor:
+        """Nought at the point: (neurons, points). point: (neurons or 1, points), c: its coefficients (3, ...)."""
         a = along[:3, :, None]
         if known is not None:
-            return a[0] * c[1] * point - a[1] * known[:, None] * c[0]
+            return a[0] * c[1] - a[1] * known[:, None] * c[0] / point
         return a[0] * a[2] * c[1].square() - a[1].square() * c[0] * c[2]
 
-    values = equation(grid.expand(count, -1))
-    crossing = values[:, :-1].sign() * values[:, 1:].sign() <= 0
-    most = max(1, int(crossing.sum(dim=1).max()))
+    values = equation(grid[None], coefficients(activation, grid, 2)[:, None])
+    crossing = values[:, :-1].sign() * values[:, 1:].sign() < 0  # where a function has died away there is no root
+    most = min(_ROOTS, max(1, int(crossing.sum(dim=1).max())))
     places = crossing.double().topk(most, dim=1)
     low, high = grid[places.indices], grid[places.indices + 1]
-    left = equation(low)
+    left = values.gather(1, places.indices)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        value = equation(middle)
+        value = equation(middle, coefficients(activation, middle.reshape(-1), 2).view(3, *middle.shape))
         same = value.sign() == left.sign()
         low, high = torch.where(same, middle, low), torch.where(same, high, middle)
     roots = (low + high) / 2  # (neurons, most)
