@@ -23,6 +23,7 @@ __all__ = [
     "plan",
     "pretrain",
     "protect",
+    "realign",
     "remove",
     "run_study",
     "study_report",

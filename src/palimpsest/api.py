@@ -23,6 +23,7 @@ from palimpsest.keys import KeySet
 from palimpsest.method import input_fields
 from palimpsest.planning import plan
 from palimpsest.protecting import protect
+from palimpsest.realigning import realign
 from palimpsest.records import Record
 from palimpsest.through import refuse_wrapper
 
@@ -46,6 +47,7 @@ __all__ = [
     "plan",
     "pretrain",
     "protect",
+    "realign",
     "remove",
     "run_study",
     "study_report",

@@ -26,6 +26,7 @@ COMMANDS = (
     "remove",
     "merge",
     "protect",
+    "realign",
     "finetune",
     "pretrain",
     "evaluate",

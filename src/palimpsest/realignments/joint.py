@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from palimpsest.families import Role
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.realignments.distance import relative_distance
 from palimpsest.realignments.layers import solve_layer
-from palimpsest.realignments.reading import Stored, into_basis
+from palimpsest.realignments.reading import Stored, comparable, into_basis
 from palimpsest.realignments.solved import Shape, gain_ratio
 from palimpsest.realignments.stream import Stream, layer_cross, solve_stream
 from palimpsest.records import Record
@@ -86,7 +86,9 @@ class Joint:
         }
         record = Record("realignment", value=after.whole, model=made.name, task="joint", seed=ctx.seed, detail=detail)
         if self.verify:
-            detail["function"] = same_function(model, made, ctx, solution.gauge).to_json()
+            agreement = same_function(model, made, ctx, solution.gauge)
+            detail["function"] = asdict(agreement)
+            agreement.require(made.name)
         return Made(made, records=[record])
 
 
@@ -101,15 +103,15 @@ class Solution:
 
 def solve(mine: Stored, anchor: Stored, ctx: Context, rounds: int = 3) -> Solution:
     """Find the gauge; one layer of both models is held at a time, and one (hidden, hidden) sum for the stream."""
-    shape = Shape.of(mine.family, mine.sizes, mine.legality)
     stream = solve_stream(mine, anchor)
+    whole, folded = mine.family.query_norm == "whole", isinstance(stream.residual, Rotation)
+    shape = Shape(mine.sizes, mine.legality, whole, folded)
     places: Mapping[Any, tuple[Role, ...]] = mine.legality.places  # type: ignore[assignment]
     gauges: list[LayerGauge] = []
     figures: list[dict[str, Any]] = []
     for number in range(rounds):
         gauges, figures = [], []
-        turned = isinstance(stream.residual, Rotation)
-        cross = torch.zeros(mine.sizes.hidden, mine.sizes.hidden, dtype=torch.float64) if turned else None
+        cross = torch.zeros(mine.sizes.hidden, mine.sizes.hidden, dtype=torch.float64) if folded else None
         with ctx.progress.task("aligning layers", mine.sizes.layers) as task:
             for index in range(mine.sizes.layers):
                 target = anchor.layer(index)
@@ -138,36 +140,8 @@ def _final_gain(mine: Stored, anchor: Stored, stream: Stream) -> Tensor | None:
         gain = torch.ones_like(gain)
     elif isinstance(stream.residual, SignedPermutation):
         gain = gain[stream.residual.index]
-    ratio = gain_ratio(target, gain)
+    ratio = gain_ratio(target, gain, isinstance(stream.residual, Rotation))
     return ratio if bool((ratio != 1).any()) else None
-
-
-def comparable(mine: Stored, anchor: Stored) -> None:
-    """Raises BadInput where the anchor is another architecture or another size."""
-    kinds = [str(s.config.get("model_type")) for s in (mine, anchor)]
-    if kinds[0] != kinds[1]:
-        raise BadInput(
-            f"{anchor.model.name}: is a {kinds[1]} model, {mine.model.name} a {kinds[0]} model; an anchor is of the same "
-            "architecture (the public base, or another model tuned from it)"
-        )
-    for name in ("layers", "hidden", "inner", "groups", "shared", "head", "pairs"):
-        a, b = getattr(mine.sizes, name), getattr(anchor.sizes, name)
-        if a != b:
-            raise BadInput(
-                f"{anchor.model.name}: has {b} {SAID[name]}, {mine.model.name} {a}; an anchor has the same shape "
-                "(the public base, or another model tuned from it)"
-            )
-
-
-SAID = {
-    "layers": "layers",
-    "hidden": "features of the stream",
-    "inner": "neurons a layer",
-    "groups": "key-value heads",
-    "shared": "query heads a key-value head",
-    "head": "dimensions a head",
-    "pairs": "turning pairs a head",
-}
 
 
 def _means(layers: list[dict[str, Any]]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from palimpsest.realignments.solved import Shape, Solved, gain_ratio
 from palimpsest.realignments.solving import reciprocal_cost, reciprocal_factors, worthwhile
 from palimpsest.symmetry.gauge import LayerGauge
 
+SHRUNK = 0.1  # readers shrunk towards the anchor explain this much of a large difference, and are no sign of a gauge
 COMPONENTS = (align_heads, align_value_output, align_query_key, align_query_key_norm, align_neurons)
 
 
@@ -62,7 +63,7 @@ def with_gains(layer: Layer, gains: dict[Place, Tensor], shape: Shape) -> Layer:
 
 
 def _by_ratio(mine: Layer, anchor: Layer, shape: Shape) -> dict[Place, Tensor]:
-    found = {p: gain_ratio(anchor.gains[p], mine.gains[p]) for p in shape.places if p in mine.gains}
+    found = {p: gain_ratio(anchor.gains[p], mine.gains[p], shape.folded) for p in shape.places if p in mine.gains}
     return {place: ratio for place, ratio in found.items() if bool((ratio != 1).any())}
 
 
@@ -79,6 +80,6 @@ def _by_readers(aligned: Layer, anchor: Layer, shape: Shape) -> dict[Place, Tens
         s = reciprocal_factors(firsts[0], firsts[1], seconds[0], seconds[1], "real").float()
         before = reciprocal_cost(firsts[0], firsts[1], seconds[0], seconds[1])
         after = reciprocal_cost(firsts[0] * s[:, None], firsts[1], seconds[0] / s[:, None], seconds[1])
-        if worthwhile(before, after, len(s), firsts[0].numel() + seconds[0].numel()):
+        if worthwhile(before, after, len(s), firsts[0].numel() + seconds[0].numel(), SHRUNK):
             found[place] = s
     return found

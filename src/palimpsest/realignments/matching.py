@@ -29,7 +29,7 @@ SURE = 6.0  # standard deviations of a projected cosine
 
 @dataclass(frozen=True)
 class Matching:
-    """order: (n,) long, order[i] is the row of mine that the anchor's row i is. certain: pairs found without a solver."""
+    """order: (n,) long, order[i] is the row of mine that the anchor's row i is. certain: pairs that needed none."""
 
     order: Tensor
     certain: int

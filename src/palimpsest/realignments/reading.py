@@ -175,3 +175,36 @@ def into_basis(
     for place in [p for p in made.shifts if p not in ("query", "key")]:
         made.shifts[place] = made.shifts[place][index] * sign
     return made
+
+
+SAID = {
+    "layers": "layers",
+    "hidden": "features of the stream",
+    "inner": "neurons a layer",
+    "groups": "key-value heads",
+    "shared": "query heads a key-value head",
+    "head": "dimensions a head",
+    "pairs": "turning pairs a head",
+}
+
+
+def comparable(mine: Stored, anchor: Stored) -> None:
+    """Raises BadInput where the anchor is another architecture or another size."""
+    kinds = [str(s.config.get("model_type")) for s in (mine, anchor)]
+    if kinds[0] != kinds[1]:
+        raise BadInput(
+            f"{anchor.model.name}: is a {kinds[1]} model, {mine.model.name} a {kinds[0]} model; an anchor is of one "
+            "architecture (the public base, or another model tuned from it)"
+        )
+    for name in ("layers", "hidden", "inner", "groups", "shared", "head", "pairs"):
+        a, b = getattr(mine.sizes, name), getattr(anchor.sizes, name)
+        if a != b:
+            raise BadInput(
+                f"{anchor.model.name}: has {b} {SAID[name]}, {mine.model.name} {a}; an anchor has the same shape "
+                "(the public base, or another model tuned from it)"
+            )
+
+
+def comparable_checkpoints(model: Checkpoint, anchor: Checkpoint) -> None:
+    """`comparable` for checkpoints that are not opened yet; only configurations and headers are read."""
+    comparable(Stored(model), Stored(anchor))

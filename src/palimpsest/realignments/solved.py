@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from palimpsest.families import Family
 from palimpsest.families.family import Place
 from palimpsest.realignments.reading import Layer
 from palimpsest.symmetry.gauge import LayerGauge, Sizes
@@ -20,16 +19,16 @@ LARGEST = 1e4  # factors and condition numbers beyond it are no gauge that keeps
 
 @dataclass(frozen=True)
 class Shape:
-    """What may be changed in a layer of an architecture, and its sizes."""
+    """What may be changed in a layer of an architecture, and its sizes.
+
+    whole_norm: query and key are normed over all heads. folded: gains were folded into their readers by a rotation,
+    so that every gain is to be found again, however near to 1 the anchor's is.
+    """
 
     sizes: Sizes
     legality: Legality
     whole_norm: bool
-
-    @classmethod
-    def of(cls, family: Family, sizes: Sizes, legality: Legality) -> Shape:
-        """The shape of a family's layers."""
-        return cls(sizes, legality, family.query_norm == "whole")
+    folded: bool = False
 
     def form(self, component: str) -> str:
         """How a component may be changed; empty where not at all (`symmetry.legality`)."""
@@ -55,10 +54,10 @@ def moved_share(order: Tensor) -> float:
     return float((order != torch.arange(len(order))).float().mean())
 
 
-def gain_ratio(anchor: Tensor, mine: Tensor) -> Tensor:
-    """Factors that give the anchor's gains back, (n,); 1 where a gain is nearly the anchor's, or tiny on a side."""
+def gain_ratio(anchor: Tensor, mine: Tensor, folded: bool = False) -> Tensor:
+    """Factors that give the anchor's gains back, (n,); 1 where one is tiny, or nearly the anchor's and not folded."""
     floor = 1e-3 * float(anchor.abs().median())
     ratio = torch.where((anchor.abs() > floor) & (mine.abs() > 1e-12), anchor / mine, torch.ones_like(anchor))
-    changed = ((ratio < 0) | (ratio.abs().log().abs() > GAIN_MOVED)) & (ratio.abs() < LARGEST)
+    changed = ((ratio < 0) | (ratio.abs().log().abs() > (0.0 if folded else GAIN_MOVED))) & (ratio.abs() < LARGEST)
     changed &= ratio.abs() > 1 / LARGEST
     return torch.where(changed, ratio, torch.ones_like(ratio))

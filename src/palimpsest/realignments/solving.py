@@ -139,11 +139,12 @@ def nearest_rotation(cross: Tensor) -> tuple[Tensor, int]:
     return u @ vh, rank
 
 
-def worthwhile(before: float, after: float, parameters: int, numbers: int) -> bool:
+def worthwhile(before: float, after: float, parameters: int, numbers: int, least: float = 0.02) -> bool:
     """Whether a fit shows that something was changed: it explains more than three times what chance lets it.
 
-    Of a random difference of `numbers` entries, `parameters` free ones explain the share parameters / numbers.
+    Of a random difference of `numbers` entries, `parameters` free ones explain the share parameters / numbers; `least`
+    is a share that must be explained besides.
     """
     if before <= 0:
         return False
-    return after < before * (1 - min(0.9, 3 * parameters / max(1, numbers)))
+    return after < before * (1 - min(0.9, 3 * parameters / max(1, numbers) + least))

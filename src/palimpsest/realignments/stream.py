@@ -92,7 +92,7 @@ def solve_stream(mine: Stored, anchor: Stored) -> Stream:
         every = torch.arange(width)
         distance = total - 2 * float((cross[candidate.index, every] * candidate.sign).sum())
         changed = bool((candidate.index != every).any()) or bool((candidate.sign < 0).any())
-        if changed and worthwhile(best, distance, 0, 1) and distance < 0.99 * best:
+        if changed and worthwhile(best, distance, 0, 1):
             stream.residual, best = candidate, distance
             stream.found = {
                 "kind": "signed permutation",
@@ -121,7 +121,7 @@ def _kept(cross: Tensor, centred: bool) -> Tensor:
 
 
 def _signed_permutation(alike: Tensor, signs: bool) -> SignedPermutation:
-    """By column cosines (mine, anchor's): the order with the largest sum, each feature with its sign or all with one."""
+    """By column cosines (mine, anchor's): the order of the largest sum; a sign for each feature, or one for all."""
     width = len(alike)
     if signs:
         order = assign(lambda rows, columns: alike.T[rows][:, columns].abs(), width).order
