@@ -76,12 +76,12 @@ def equal(first: Gauge, second: Gauge) -> None:
                     torch.testing.assert_close(x[place], y[place], atol=1e-5, rtol=1e-5)
             else:
                 assert x is None and y is None, part.name
-    a, b = first.residual, second.residual
-    assert type(a) is type(b)
-    if isinstance(a, Rotation):
-        torch.testing.assert_close(a.matrix, b.matrix, atol=1e-5, rtol=0)  # type: ignore[union-attr]
-    elif isinstance(a, SignedPermutation) and isinstance(b, SignedPermutation):
-        assert torch.equal(a.index, b.index) and torch.equal(a.sign, b.sign)
+    early, late = first.residual, second.residual
+    assert type(early) is type(late)
+    if isinstance(early, Rotation) and isinstance(late, Rotation):
+        torch.testing.assert_close(early.matrix, late.matrix, atol=1e-5, rtol=0)
+    elif isinstance(early, SignedPermutation) and isinstance(late, SignedPermutation):
+        assert torch.equal(early.index, late.index) and torch.equal(early.sign, late.sign)
     assert (first.final_norm is None) == (second.final_norm is None)
     if first.final_norm is not None and second.final_norm is not None:
         torch.testing.assert_close(first.final_norm, second.final_norm)

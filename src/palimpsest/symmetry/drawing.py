@@ -81,7 +81,8 @@ class Pen:
         """(count, size, size), uniform over the orthogonal group, float64."""
         gaussian = torch.randn(count, size, size, generator=self.generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
-        return (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]).contiguous()  # QR's are stored by column
+        made: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+        return made.contiguous()  # QR's are stored by column
 
     def matrices(self, count: int, size: int) -> Tensor:
         """(count, size, size) float32, invertible, singular values in [1/c, c]; monomial where exact."""
