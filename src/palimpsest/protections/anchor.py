@@ -1,4 +1,4 @@
-"""The base as an anchor: its tensors beside a loaded model's parameters, and the dialogues that protections train on."""
+"""The base as an anchor: its tensors beside a loaded model's parameters; the dialogues that protections train on."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ Need = Literal["no", "needed", "optional"]
 class Traits:
     """Facts about a protection.
 
-    base, data: whether it needs the base, dialogues; `optional` where only some settings do. training: whether it trains (and then holds the model; all others
-    stream it tensor by tensor). exact: whether the function is kept in real arithmetic, so that only the rounding of
-    stored numbers remains. stock: whether the result loads with stock transformers. changes, costs: in words.
-    unpublished: what no source at hand states and is a choice of ours, in words; empty where nothing is.
+    base, data: whether it needs the base, dialogues; `optional` where only some settings do. training: whether it
+    trains. What neither trains nor reads data streams the weights tensor by tensor. exact: whether the function is
+    kept in real arithmetic, so that only the rounding of stored numbers remains. stock: whether the result loads with
+    stock transformers. changes, costs: in words. unpublished: what no source at hand states and is a choice of ours,
+    in words; empty where nothing is.
     """
 
     base: Need
