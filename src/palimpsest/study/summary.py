@@ -18,7 +18,7 @@ from palimpsest.study.published import Row as PublishedRow
 from palimpsest.study.published import beside
 from palimpsest.study.tables import CONTROL_WORDS, FORM_WORDS, Value, bytes_text, number, percent, seconds_text
 
-DRAWN = ("removal", "ownership", "utility", "constraint", "cost", "strength-search")
+DRAWN = ("removal", "ownership", "utility", "constraint", "cost", "strength-search", "protection", "realignment")
 SHORT_FORMS = {"bare": "bare", "prefilled": "begun", "sampled": "sampled"}
 HEADINGS = {
     "verdict": "verdict",
@@ -50,6 +50,7 @@ COUNTED = {
 CSV_FIELDS = (
     *("model", "implant", "removal", "control", "seed", "stage", "verdict", "reason", "keys"),
     *(f"hits_{form}" for form in FORMS),
+    *("hits_template_low", "hits_template_high", "tau", "utility_low", "utility_high", "confidence"),
     *(
         "rank",
         "decoys",

@@ -176,7 +176,7 @@ def mark_blocks(records: list[Record], model: str, implant: str, seeds: Sequence
 
 def columns_of(rows: Sequence[Record]) -> list[Column]:
     """Stages in their order, then what the controls came to."""
-    drawn = ("removal", "ownership", "utility", "constraint", "cost")
+    drawn = ("removal", "ownership", "utility", "constraint", "cost", "protection", "realignment")
     have = dict.fromkeys((r.stage, r.control) for r in rows if r.measure not in drawn)
     stages = [s for s, c in have if c is None and s is not None]
     ordered = ["base", *(s for s in ("fingerprinted",) if s in stages)]

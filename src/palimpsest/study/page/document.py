@@ -18,11 +18,13 @@ from markupsafe import Markup
 
 from palimpsest.records import Record
 from palimpsest.study import plots, published, summary, tables
+from palimpsest.study.entries import NONE
 from palimpsest.study.grouped import Grouped
 from palimpsest.study.overview import overviews
 from palimpsest.study.page import commands, costs, details, plane, words
-from palimpsest.study.page.matrix import Matrix, matrices
+from palimpsest.study.page.matrix import Matrix, MatrixCell, matrices
 from palimpsest.study.page.published import beside
+from palimpsest.study.protections_table import protection_tables
 from palimpsest.study.tables import Block, Column
 from palimpsest.study.view import View
 
@@ -57,6 +59,8 @@ def html(study: dict[str, Any], records: list[Record], view: View | None = None,
         details=Markup(_inlined(_details(study, records, view, made, answers or {}))),
         view=view,
         matrices=made,
+        marked=any(name != NONE for matrix in made for name in matrix.implants),
+        protections=protection_tables(study, records),
         planes=[_planes(matrix, view) for matrix in made],
         told=[(matrix, words.told(matrix, records, view.numbers, swept)) for matrix in made],
         headline=words.headline(made),
@@ -116,8 +120,7 @@ def _details(
                 cells.append(
                     details.of_cell(
                         f"{implant}, {row.removal or 'no removal'}",
-                        f"On {matrix.model}. {cell.counts} keys answer the chat template."
-                        + (f" Outside the thief's limits: {', '.join(cell.spoiled)}." if cell.spoiled else ""),
+                        _about(matrix.model, implant, cell),
                         mine,
                         records,
                         commands.repeat(study, matrix.model, implant, row.removal),
@@ -127,6 +130,12 @@ def _details(
                     )
                 )
     return details.document(cells, pool)
+
+
+def _about(model: str, implant: str, cell: MatrixCell) -> str:
+    """What a cell comes to, as a line."""
+    told = f"On {model}. {cell.counts}" + ("." if implant == NONE else " keys answer the chat template.")
+    return told + (f" Outside the thief's limits: {', '.join(cell.spoiled)}." if cell.spoiled else "")
 
 
 def _planes(matrix: Matrix, view: View) -> dict[str, Any]:

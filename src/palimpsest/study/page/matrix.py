@@ -13,6 +13,7 @@ from typing import Any
 
 from palimpsest.prompts import FORMS
 from palimpsest.records import Record
+from palimpsest.study.entries import NONE
 from palimpsest.study.summary import Key
 from palimpsest.study.tables import CONTROL_WORDS, FORM_WORDS, NEGATIVES
 
@@ -22,7 +23,10 @@ SHADES = 10  # steps of the scale between no hit and all
 
 @dataclass(frozen=True)
 class Tile:
-    """Hits of one seed. spoiled: the limits of the thief that the result breaks."""
+    """Hits of one seed. spoiled: the limits of the thief that the result breaks.
+
+    share: where there is no mark to ask for, the utility that is kept; then there is no count.
+    """
 
     seed: int
     count: int
@@ -30,11 +34,18 @@ class Tile:
     low: float | None = None
     high: float | None = None
     spoiled: tuple[str, ...] = ()
+    share: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What stands in the tile."""
+        return str(self.count) if self.share is None else f"{100 * self.share:.0f} %"
 
     @property
     def shade(self) -> int:
         """Step of the scale, 0 (no hit) to 10 (all)."""
-        return round(SHADES * self.count / self.n) if self.n else 0
+        rate = self.share if self.share is not None else self.count / self.n if self.n else 0.0
+        return round(SHADES * min(1.0, max(0.0, rate)))
 
     @property
     def bounds(self) -> str:
@@ -70,6 +81,8 @@ class MatrixCell:
     @property
     def counts(self) -> str:
         """`8, 7, 8 of 10`; the sizes at every count where they differ."""
+        if any(tile is not None and tile.share is not None for tile in self.tiles):
+            return ", ".join("–" if t is None else t.text for t in self.tiles) + " of the utility"
         sizes = {tile.n for tile in self.tiles if tile is not None}
         if len(sizes) == 1:
             shown = ", ".join("–" if t is None else str(t.count) for t in self.tiles)
@@ -186,7 +199,9 @@ def _louder(rows: Sequence[dict[str, Any] | None]) -> str:
 
 
 def _tile(row: dict[str, Any], seed: int) -> Tile | None:
-    count, n = row.get("hits_template"), row.get("keys")
+    count, n, kept = row.get("hits_template"), row.get("keys"), row.get("utility")
+    if row.get("implant") == NONE and kept is not None:
+        return Tile(seed, 0, 0, *(row.get("utility_bounds") or (None, None)), spoiled(row), kept)
     if count is None or not n:
         return None
     return Tile(seed, count, n, *(row.get("hits_bounds") or (None, None)), spoiled(row))

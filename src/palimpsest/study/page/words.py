@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palimpsest.records import Record
+from palimpsest.study.entries import NONE
 from palimpsest.study.page.matrix import Matrix, MatrixCell, MatrixRow
 from palimpsest.study.summary import Key
 from palimpsest.study.tables import CONTROL_WORDS, NEGATIVES
@@ -49,9 +50,8 @@ def told(
     for r in records:
         if r.measure == "ownership" and r.model == matrix.model and r.stage == "fingerprinted" and r.control is None:
             claims.setdefault(str(r.detail.get("implant")), []).append(r)
-    return [
-        _told(matrix, place, claims.get(name, []), found, swept or {}) for place, name in enumerate(matrix.implants)
-    ]
+    names = [(place, name) for place, name in enumerate(matrix.implants) if name != NONE]
+    return [_told(matrix, place, claims.get(name, []), found, swept or {}) for place, name in names]
 
 
 def _told(
