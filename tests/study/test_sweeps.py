@@ -159,7 +159,7 @@ def test_a_sweep_is_one_table_on_its_axis(folder: Path) -> None:
 
 def test_the_reports_show_sweeps(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Along an axis" in text and "over clean" in text and "clean=10 pairing=derangement" in text
+    assert "along an axis" in text and "over clean" in text and "clean=10 pairing=derangement" in text
     assert "## fake-eraser, fake-mark, over clean and pairing" in (folder / "report.md").read_text(encoding="utf-8")
 
 

@@ -11,6 +11,8 @@ from palimpsest.study.constraints import training_tokens
 from palimpsest.study.judge import judge
 from palimpsest.study.steps import Place, Plan
 
+SAID_OF_ITSELF = ("strength-search", "protection", "realignment")  # records of transforms that the report shows
+
 
 class Steps(Protocol):
     """What says how the steps ended: a study's folder (`Store`) or its index."""
@@ -45,8 +47,8 @@ def assemble(plan: Plan, store: Steps) -> list[Record]:
         done = store.record(place.step)
         if done is not None and done["status"] == "done":
             found.append(_cost(done, place, names))
-            searched = (r for r in store.step_records(place.step) if r.measure == "strength-search")
-            found += [_placed(r, place, names) for r in searched]
+            said = (r for r in store.step_records(place.step) if r.measure in SAID_OF_ITSELF)
+            found += [_placed(r, place, names) for r in said]
     tokens = {m.id: training_tokens(plan.models[plan.spec.root(m.id).id]) for m in plan.spec.targets}
     return [*found, *judge(found, plan.spec.alpha, tokens)]
 

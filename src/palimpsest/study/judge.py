@@ -30,6 +30,7 @@ from palimpsest.verdicts import (
     utility_kept,
 )
 
+SAID = ("cost", "strength-search", "protection", "realignment")  # of a step itself, not of the model that it made
 UNMARKED = ("clean-base", "sibling", "unrelated-model")
 WRAPPED = "wrapped"  # the stage of a mark that is asked through a wrapper
 CLEAN = ("clean-same-schedule", "clean-same-distance")  # controls that are judged as the removal is
@@ -190,7 +191,7 @@ class _Judge:
         ]
 
     def _constraints(self, rows: list[Record]) -> list[Record]:
-        stages = [s for s in stages_of(rows) if any(r.measure != "cost" for r in _at(rows, s))]
+        stages = [s for s in stages_of(rows) if any(r.measure not in SAID for r in _at(rows, s))]
         if not stages:
             return []
         last = _at(rows, stages[-1])
@@ -314,7 +315,7 @@ def _at(rows: list[Record], stage: str) -> list[Record]:
 
 def _unwrapped(rows: list[Record]) -> list[Record]:
     """Of a chain that ends in a wrapper: the rows of the model that is wrapped."""
-    stages = [s for s in stages_of(r for r in rows if r.measure != "cost") if s != WRAPPED]
+    stages = [s for s in stages_of(r for r in rows if r.measure not in SAID) if s != WRAPPED]
     return _at(rows, stages[-1]) if stages else []
 
 

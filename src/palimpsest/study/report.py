@@ -1,42 +1,23 @@
 """The report of a study: report.html (one file, opens offline), report.md, the CSVs, and the terminal's table.
 
-All of it is made from records.jsonl and study.json of the study's folder; key files and samples are never
-opened, so no trigger and no response can enter.
+All numbers are made from records.jsonl and study.json of the study's folder. Of the secret files only the ordinary
+answers are shown, and of those none that shares anything with a key (`page.answers`).
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
-
 from palimpsest.checkpoint.output import write_text
 from palimpsest.errors import BadInput
-from palimpsest.records import Record
-from palimpsest.study import plots, published, summary, tables
+from palimpsest.study import summary, tables
 from palimpsest.study.grouped import Grouped
-from palimpsest.study.overview import overviews
+from palimpsest.study.page.answers import ordinary
+from palimpsest.study.page.document import html
 from palimpsest.study.store import Store
-from palimpsest.study.tables import Block, Column
 from palimpsest.study.text_report import csv_text, markdown, summary_csv
 from palimpsest.study.view import View
-
-MEANING = {
-    "owned": "the owner can claim this model",
-    "not-shown": "a claim is not supported at this level",
-    "refuted": "an intact mark would have answered",
-    "kept": "the mark survived and still bears a claim",
-    "reduced": "the mark is weaker and still bears a claim",
-    "claim-lost": "the claim is lost; whether the mark is gone is not shown",
-    "suppressed": "the claim is lost, and the mark is still inside",
-    "removed": "the mark is gone, as far as this many keys can show",
-    "ruined": "whatever became of the mark, the model is ruined",
-    "undecided": "the numbers do not decide",
-}
 
 
 def write_report(folder: Path | str) -> dict[str, Path]:
@@ -46,97 +27,16 @@ def write_report(folder: Path | str) -> dict[str, Path]:
     if not records and not study.get("failed"):
         raise BadInput(f"{folder}: the study has no finished measure yet; `palimpsest study run` goes on with it")
     view = View.of(study, records)
-    texts = {"html": html(study, records, view), "md": markdown(study, records, view), "csv": csv_text(records)}
+    texts = {
+        "html": html(study, records, view, ordinary(store, records)),
+        "md": markdown(study, records, view),
+        "csv": csv_text(records),
+    }
     paths = {kind: store.folder / f"report.{kind}" for kind in texts}
     texts["summary"], paths["summary"] = summary_csv(records), store.folder / "summary.csv"
     for kind, text in texts.items():
         write_text(paths[kind], text)
     return paths
-
-
-def html(study: dict[str, Any], records: list[Record], view: View | None = None) -> str:
-    """The page; view: its contents, where they were made already."""
-    environment = Environment(
-        loader=PackageLoader("palimpsest.study", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    css = Markup(environment.loader.get_source(environment, "report.css")[0])  # type: ignore[union-attr]
-    view = view or View.of(study, records)
-    sections = [_section(block, records, view.crowded) for block in view.blocks]
-    groups: list[tuple[list[Column], list[dict[str, Any]]]] = []
-    for section in sections:
-        if not groups or groups[-1][0] != section["block"].columns:
-            groups.append((section["block"].columns, []))
-        groups[-1][1].append(section)
-    sweeps = [(s, [Markup(plots.sweep_plot(title, axis, some)) for title, axis, some in s.plots]) for s in view.sweeps]
-    return environment.get_template("report.html.j2").render(
-        study=study,
-        css=css,
-        view=view,
-        summary=summary,
-        sweeps=sweeps,
-        sections=sections,
-        overviews=overviews(view.blocks),
-        groups=groups,
-        meaning=MEANING,
-        words=_words(sections),
-        tables=tables,
-        total=sum(r.seconds or 0 for r in tables.costs(records)),
-        published_notes=published.notes(view.published, view.registered),
-        form_legend=Markup(plots.legend([tables.FORM_WORDS[f] for f in _forms(view.blocks)])),
-        perplexity_legend=Markup(plots.legend(["neutral text", "dialogues"])),
-        accuracy_legend=Markup(plots.legend(_stages(view.blocks))),
-        sweep_legend=Markup(plots.legend(["hits, chat template", "utility kept"])),
-        saved=study.get("requested", 0) - len(study.get("steps", [])),
-        alpha=study["spec"].get("alpha", 1e-6),
-    )
-
-
-def _section(block: Block, records: list[Record], crowded: bool) -> dict[str, Any]:
-    """A block with its pictures and single keys, which a crowded page leaves to records.jsonl."""
-    rows = tables.rows_of(records, block.cell)
-    keyed = []
-    for column in block.columns if not crowded else []:
-        found = tables.per_key(tables.records_at(rows, column), block.forms)
-        if found:
-            keyed.append((column, found))
-    task_columns, task_rows = tables.tasks(records, block.cell)
-    return {
-        "block": block,
-        "fsr": Markup("" if crowded else plots.fsr_plot(block, rows)),
-        "rank": Markup("" if crowded else plots.rank_plot(block, rows)),
-        "tokens": Markup("" if crowded else plots.key_plot(block, rows)),
-        "perplexity": Markup("" if crowded else plots.perplexity_plot(block, rows)),
-        "accuracy": Markup("" if crowded else plots.accuracy_plot(block, rows)),
-        "keys": keyed,
-        "task_columns": task_columns,
-        "task_rows": task_rows,
-        "facts": _facts(rows),
-        "anchor": re.sub(r"[^\w.=-]+", "-", "-".join(["mark", *map(str, astuple(block.cell))])),
-    }
-
-
-def _words(sections: list[dict[str, Any]]) -> list[str]:
-    """The verdict words of the page, in the order of their meaning."""
-    used: set[str | None] = set()
-    for block in (s["block"] for s in sections):
-        drawn = (block.verdict, *block.control_verdicts, *block.ownership.values())
-        used |= {r.verdict for r in drawn if r is not None}
-    return [word for word in MEANING if word in used]
-
-
-def _facts(rows: list[Record]) -> dict[str, Any]:
-    found = [r.detail["keys"] for r in rows if r.measure == "cost" and isinstance(r.detail.get("keys"), dict)]
-    return dict(found[0]) if found else {}
-
-
-def _stages(shown: list[Block]) -> list[str]:
-    """The stages of the pictures of accuracy, as many as there are kinds of mark."""
-    columns = max((b.columns for b in shown), key=len, default=[])
-    return [c.title for c in columns if c.control is None][: plots.MARKS]
-
-
-def _forms(shown: list[Block]) -> list[str]:
-    return max((b.forms for b in shown), key=len, default=[])
 
 
 # -- the terminal ---------------------------------------------------------------------------------------

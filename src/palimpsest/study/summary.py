@@ -18,7 +18,7 @@ from palimpsest.study.published import Row as PublishedRow
 from palimpsest.study.published import beside
 from palimpsest.study.tables import CONTROL_WORDS, FORM_WORDS, Value, bytes_text, number, percent, seconds_text
 
-DRAWN = ("removal", "ownership", "utility", "constraint", "cost", "strength-search")
+DRAWN = ("removal", "ownership", "utility", "constraint", "cost", "strength-search", "protection", "realignment")
 SHORT_FORMS = {"bare": "bare", "prefilled": "begun", "sampled": "sampled"}
 HEADINGS = {
     "verdict": "verdict",
@@ -50,6 +50,7 @@ COUNTED = {
 CSV_FIELDS = (
     *("model", "implant", "removal", "control", "seed", "stage", "verdict", "reason", "keys"),
     *(f"hits_{form}" for form in FORMS),
+    *("hits_template_low", "hits_template_high", "tau", "utility_low", "utility_high", "confidence"),
     *(
         "rank",
         "decoys",
@@ -107,7 +108,10 @@ class SummaryTable:
 
 
 def numbers(records: Sequence[Record]) -> dict[Key, dict[str, Any]]:
-    """The numbers of every cell and its controls at their last stage: plain values by the names of CSV_FIELDS."""
+    """The numbers of every cell and its controls at their last stage: plain values by the names of CSV_FIELDS.
+
+    Beside them for the pictures: `ranks` of the single keys, `hits_bounds`, `utility_bounds`, `tau`, `confidence`.
+    """
     groups: dict[Key, list[Record]] = {}
     for r in records:
         key = (r.model, r.seed or 0, r.detail.get("implant"), r.detail.get("removal"), r.control)
@@ -156,9 +160,14 @@ def _numbers(cell: Cell, control: str | None, rows: list[Record], revived: list[
         "rank": rank.value if rank else None,
         "decoys": rank.detail.get("decoys") if rank else None,
         "rank_p": rank.detail.get("p") if rank else None,
+        "ranks": sorted(int(k["rank"]) for k in rank.detail.get("keys", [])) if rank else [],
         "hits_erased": early.count if early else None,
         "hits_revived": again.count if again else None,
         "utility": value("utility"),
+        "hits_bounds": (hits["template"].low, hits["template"].high) if "template" in hits else None,
+        "utility_bounds": (u.low, u.high) if (u := first("utility")) else None,
+        "confidence": judged.confidence if judged else None,
+        "tau": (claim.detail.get("tau") if (claim := first("ownership")) else None),
         "perplexity_neutral": value("perplexity", task="neutral"),
         "perplexity_dialogue": value("perplexity", task="dialogue"),
         "answers_right": value("answers", task="reference"),

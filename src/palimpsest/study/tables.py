@@ -167,9 +167,16 @@ def blocks(records: list[Record], published: Sequence[dict[str, str]] = ()) -> l
     return [_block(records, cell, published, many) for cell in kept]
 
 
+def mark_blocks(records: list[Record], model: str, implant: str, seeds: Sequence[int]) -> list[Block]:
+    """The blocks of a mark before anything was done to it, one a seed."""
+    records = Grouped.of(records)
+    some = [Cell(model, seed, implant) for seed in seeds if records.rows(model, seed, implant, None)]
+    return [_block(records, cell, (), {"removal": False, "model": False, "seed": False}) for cell in some]
+
+
 def columns_of(rows: Sequence[Record]) -> list[Column]:
     """Stages in their order, then what the controls came to."""
-    drawn = ("removal", "ownership", "utility", "constraint", "cost")
+    drawn = ("removal", "ownership", "utility", "constraint", "cost", "protection", "realignment")
     have = dict.fromkeys((r.stage, r.control) for r in rows if r.measure not in drawn)
     stages = [s for s, c in have if c is None and s is not None]
     ordered = ["base", *(s for s in ("fingerprinted",) if s in stages)]

@@ -9,7 +9,13 @@ from typing import Any
 
 from palimpsest.records import Record
 from palimpsest.study import published, summary, tables
+from palimpsest.study import text_sections as sections
 from palimpsest.study.overview import Overview, overviews
+from palimpsest.study.page import costs
+from palimpsest.study.page.matrix import matrices
+from palimpsest.study.page.published import beside
+from palimpsest.study.page.words import headline, told
+from palimpsest.study.protections_table import protection_tables
 from palimpsest.study.summary import SummaryTable
 from palimpsest.study.view import View
 
@@ -54,6 +60,14 @@ def markdown(study: dict[str, Any], records: list[Record], view: View | None = N
     out = [*(out[:-1] if out[-1] == ">" else out), ""]
     for failed in study.get("failed", []):
         out += [f"- failed: {failed['name']}: {failed['error']}"]
+    made = matrices(view.numbers, records)
+    swept = {str(m["id"]): str(m["point"]["of"]) for m in study["spec"].get("removals", []) if m.get("point")}
+    out += sections.verdicts(headline(made), [t for m in made for t in told(m, records, view.numbers, swept)])
+    for matrix in made:
+        out += sections.matrix(matrix, len(made) > 1)
+    shielded = protection_tables(study, records)
+    for shield in shielded:
+        out += sections.protections(shield, len(shielded) > 1)
     for table in view.removals:
         out += ["", f"## {view.title_of(table)}", *_md_summary(table)]
     for sweep in view.sweeps:
@@ -76,9 +90,18 @@ def markdown(study: dict[str, Any], records: list[Record], view: View | None = N
     for block in view.blocks if not view.crowded or len(view.seeds) == 1 else []:
         title = f"{block.title}{', ' + block.subtitle if block.subtitle else ''}"
         out += _folded(view.crowded, title, _md_block(block))
+    toy = bool(study.get("shape_only"))
+    out += sections.published(beside(view.published, records, study.get("implants", {}), toy))
     out += ["", *[f"- {note}" for note in published.notes(view.published, view.registered)]]
     out += ["", *[f"- {remark}." for remark in study.get("remarks", [])]]
-    out += ["", "## Cost", "", _md_row(["step", "seconds", "tokens", "peak memory"]), _md_row(["---"] * 4)]
+    out += sections.cost(costs.rows(view.removals, view.sweeps, costs.shares(records)))
+    out += [
+        "",
+        "## Every step that made a model",
+        "",
+        _md_row(["step", "seconds", "tokens", "peak memory"]),
+        _md_row(["---"] * 4),
+    ]
     out += [
         _md_row([name, tables.seconds_text(seconds), f"{tokens:,}" if tokens else "–", tables.bytes_text(peak)])
         for name, seconds, tokens, peak in view.costs
@@ -154,11 +177,18 @@ def csv_text(records: list[Record]) -> str:
     return file.getvalue()
 
 
+def _bounds(row: dict[str, Any]) -> dict[str, Any]:
+    """Intervals in columns of their own."""
+    hits, utility = row.get("hits_bounds") or (None, None), row.get("utility_bounds") or (None, None)
+    names = ("hits_template_low", "hits_template_high", "utility_low", "utility_high")
+    return dict(zip(names, (*hits, *utility), strict=True))
+
+
 def summary_csv(records: list[Record]) -> str:
     """A line for every removal (and control) of every fingerprint, model and seed, with all that was measured."""
     file = io.StringIO()
     writer = csv.DictWriter(file, summary.CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in summary.numbers(records).values():
-        writer.writerow({k: v for k, v in row.items() if v is not None})
+        writer.writerow({k: v for k, v in {**row, **_bounds(row)}.items() if v is not None})
     return file.getvalue()

@@ -11,7 +11,7 @@ from palimpsest.study import tables
 from palimpsest.study.constraints import COST_LIMIT, LATENCY_LIMIT
 from palimpsest.study.published import Row
 from palimpsest.study.spec import published_rows
-from palimpsest.study.summary import SummaryTable, form_note, numbers, summaries
+from palimpsest.study.summary import Key, SummaryTable, form_note, numbers, summaries
 from palimpsest.study.sweep_tables import SweepTable, split
 from palimpsest.verdicts import PERPLEXITY_GATE, UTILITY_GATE
 
@@ -20,8 +20,12 @@ CROWDED = 9  # blocks; with more of them the removals' tables lead, and a block 
 
 @dataclass
 class View:
-    """The contents of a report. costs: (step, seconds, tokens, peak bytes). experts: rows of a table, heading first."""
+    """The contents of a report. costs: (step, seconds, tokens, peak bytes). experts: rows of a table, heading first.
 
+    numbers: of every cell and control, as `summary.numbers` gives them.
+    """
+
+    numbers: dict[Key, dict[str, Any]]
     blocks: list[tables.Block]
     removals: list[SummaryTable]
     sweeps: list[SweepTable]
@@ -38,10 +42,12 @@ class View:
         """From study.json and records.jsonl."""
         spec, names = study["spec"], study.get("implants", {})
         published = published_rows(spec.get("published"))
-        found = summaries(numbers(records), published, names)
+        values = numbers(records)
+        found = summaries(values, published, names)
         removals, sweeps = split(found, spec)
         versions = {f"{name} {version}" for r in records for name, version in r.versions.items()}
         return cls(
+            values,
             tables.blocks(records, published),
             removals,
             sweeps,
