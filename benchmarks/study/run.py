@@ -13,6 +13,7 @@ The first four are cheap; the last two train the toy and want an idle machine.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -119,23 +120,41 @@ def records(tmp: Path) -> dict[str, Any]:
     }
 
 
-def kills(tmp: Path, wanted: int = 1000) -> dict[str, Any]:
-    """Runs that are killed after a random time, study after study, until so many kills came in time."""
-    from test_kills import kill_often, whole
+def kills(tmp: Path, wanted: int = 1000, of_a_pool: int = 100) -> dict[str, Any]:
+    """Runs that are killed after a random time, study after study, until so many kills came in time.
 
-    spec = standins.spec_of(tmp, 3, 1)
-    expected = standins.numbers(run_study(spec, tmp / "whole", Context()).records)
-    killed = studies = steps = 0
-    while killed < wanted:
-        studies += 1
-        folder = tmp / f"study{studies}"
-        options = Options(keep="results" if studies % 2 else "all")
-        killed += kill_often(spec, folder, options, wanted - killed, studies)
-        result = run_study(spec, folder, Context(), options=options)
-        assert not result.failed and not result.left_out and standins.numbers(result.records) == expected
-        steps += len(whole(folder))
+    of_a_pool: of them, kills of a run with two workers (now a worker, now the run itself).
+    """
+    from test_kills import kill_often, kill_workers_often, whole
+
+    found = {"kills_in_time": 0, "of_runs": 0, "of_workers": 0, "studies": 0, "finished_steps": 0}
+    alone = standins.spec_of(tmp, 3, 1)
+    spread = standins.spec_of(tmp, 12, 2, controls=False, other_processes=True)
+    expected = [
+        run_study(spec, tmp / f"whole{number}", Context(threads=1)) for number, spec in enumerate((alone, spread))
+    ]
+    while found["kills_in_time"] < wanted:
+        found["studies"] += 1
+        pooled = found["kills_in_time"] >= wanted - of_a_pool
+        spec, folder = spread if pooled else alone, tmp / f"study{found['studies']}"
+        options = Options(keep="results" if found["studies"] % 2 else "all")
+        most = wanted - found["kills_in_time"] - (0 if pooled else of_a_pool)
+        if pooled:
+            on_two = dataclasses.replace(options, where=Where(workers=2))
+            workers, runs = kill_workers_often(spec, folder, on_two, most, found["studies"])
+        else:
+            workers, runs = 0, kill_often(spec, folder, options, most, found["studies"])
+        result = run_study(spec, folder, Context(threads=1), options=options)
+        assert not result.failed and not result.left_out
+        assert standins.numbers(result.records) == standins.numbers(expected[pooled].records)
+        assert not list((folder / "steps" / ".partial").iterdir())
+        found["of_workers"] += workers
+        found["of_runs"] += runs
+        found["kills_in_time"] += workers + runs
+        found["finished_steps"] += len(whole(folder))
         shutil.rmtree(folder)
-    return {"kills_in_time": killed, "studies": studies, "finished_steps": steps, "lost_or_rewritten": 0, "broken": 0}
+        print({**found}, flush=True)
+    return {**found, "lost_or_rewritten": 0, "broken": 0, "numbers": "those of a run that nobody killed"}
 
 
 def ray_kill(tmp: Path) -> dict[str, Any]:
