@@ -339,9 +339,11 @@ def study_status(folder: str | Path) -> Any:
 
 def study_report(folder: str | Path) -> dict[str, Path]:
     """Write report.html, report.md and report.csv of a study folder."""
+    from palimpsest.records import collected_later
     from palimpsest.study.report import write_report
 
-    return write_report(Path(folder))
+    with collected_later():
+        return write_report(Path(folder))
 
 
 def study_compare(first: str | Path, second: str | Path, *, test: str = "exact", out: str | Path | None = None) -> Any:

@@ -27,10 +27,10 @@ class Tally:
     def __init__(self, plan: Plan, found: int, weights: Mapping[str, float], workers: int) -> None:
         self.plan, self.found, self.left, self.workers = plan, found, dict(weights), max(1, workers)
         self.total = len(plan.steps)
-        self.saved = plan.requested - len(plan.steps)
+        self.lines_of = plan.shared()
+        self.saved = self.lines_of.total() - len(plan.steps)
         self.counts: Counter[str] = Counter()
         self.spent: dict[tuple[str, str], list[float]] = defaultdict(list)
-        self.lines_of: Counter[str] = Counter(id for line in plan.lines() for id in line)
         self.running: dict[str, float] = {}  # step: since when
         self.begun = time.monotonic()
         self.shares = [0.0, 0.0]  # of the time: those done, and the seconds that they took
