@@ -483,3 +483,9 @@ def test_importing_the_module_loads_neither_scipy_nor_numpy_nor_torch():
     code = "import sys, palimpsest.verdicts; print(*({'scipy', 'numpy', 'torch'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_holm_by_hand() -> None:
+    """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, and 0.04 which may not fall below 0.06."""
+    assert st.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert st.holm([0.6, 0.7]) == [1.0, 1.0] and st.holm([]) == []

@@ -13,9 +13,11 @@ The first four are cheap; the last two train the toy and want an idle machine.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
+import resource
 import shutil
 import statistics
 import sys
@@ -32,11 +34,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import standins
 from measuring import machine, write
 
+from palimpsest import api
 from palimpsest.method import Context
+from palimpsest.records import collected_later
 from palimpsest.study.executors import Where
 from palimpsest.study.graph import plan
 from palimpsest.study.index import Index
-from palimpsest.study.report import write_report
 from palimpsest.study.run import Options, run_study
 from palimpsest.study.spec import StudySpec, parse_spec
 from palimpsest.study.store import Store
@@ -103,73 +106,87 @@ def records(tmp: Path) -> dict[str, Any]:
     opened, index = timed(lambda: Index.of(store))
     index.close()
     found, result = timed(lambda: run_study(spec, tmp / "out", Context()))
-    reported, paths = timed(lambda: write_report(tmp / "out"))
     assert result.ran == 0
+    size, failed = len(result.records), len(result.failed)
+    del result
+    reads, reports = [], []
+    for _ in range(3):
+        reads.append(timed(lambda: _json_alone(tmp / "out" / "records.jsonl"))[0])
+        spent, paths = timed(lambda: api.study_report(tmp / "out"))
+        reports.append(spent)
+    assert not failed
     return {
         "steps": len(made.steps),
-        "records": len(result.records),
+        "records": size,
         "plan": planned,
         "index_made": built,
         "index_opened": opened,
         "a_run_that_finds_all_done": found,
-        "report": reported,
+        "report": {k: statistics.median(r[k] for r in reports) for k in ("wall", "cpu")},
+        "report_rounds": reports,
+        "json_of_the_records_alone": {k: statistics.median(r[k] for r in reads) for k in ("wall", "cpu")},
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "goal_seconds_of_the_report": 10,
         "bytes": {n: (tmp / "out" / n).stat().st_size for n in ("records.jsonl", "index.sqlite", "report.html")},
         "files": sorted(p.name for p in paths.values()),
     }
 
 
-def kills(tmp: Path, wanted: int = 1000) -> dict[str, Any]:
-    """Runs that are killed after a random time, study after study, until so many kills came in time."""
-    from test_kills import kill_often, whole
+def _json_alone(path: Path) -> int:
+    """What Python's json takes for the same lines: a yardstick of the machine as it is now."""
+    with collected_later(), path.open(encoding="utf-8") as lines:
+        return len([json.loads(line) for line in lines])
 
-    spec = standins.spec_of(tmp, 3, 1)
-    expected = standins.numbers(run_study(spec, tmp / "whole", Context()).records)
-    killed = studies = steps = 0
-    while killed < wanted:
-        studies += 1
-        folder = tmp / f"study{studies}"
-        options = Options(keep="results" if studies % 2 else "all")
-        killed += kill_often(spec, folder, options, wanted - killed, studies)
-        result = run_study(spec, folder, Context(), options=options)
-        assert not result.failed and not result.left_out and standins.numbers(result.records) == expected
-        steps += len(whole(folder))
+
+def kills(tmp: Path, wanted: int = 1000, of_a_pool: int = 100) -> dict[str, Any]:
+    """Runs that are killed after a random time, study after study, until so many kills came in time.
+
+    of_a_pool: of them, kills of a run with two workers (now a worker, now the run itself).
+    """
+    from test_kills import kill_often, kill_workers_often, whole
+
+    found = {"kills_in_time": 0, "of_runs": 0, "of_workers": 0, "studies": 0, "finished_steps": 0}
+    alone = standins.spec_of(tmp, 3, 1)
+    spread = standins.spec_of(tmp, 12, 2, controls=False, other_processes=True)
+    expected = [
+        run_study(spec, tmp / f"whole{number}", Context(threads=1)) for number, spec in enumerate((alone, spread))
+    ]
+    while found["kills_in_time"] < wanted:
+        found["studies"] += 1
+        pooled = found["kills_in_time"] >= wanted - of_a_pool
+        spec, folder = spread if pooled else alone, tmp / f"study{found['studies']}"
+        options = Options(keep="results" if found["studies"] % 2 else "all")
+        most = wanted - found["kills_in_time"] - (0 if pooled else of_a_pool)
+        if pooled:
+            on_two = dataclasses.replace(options, where=Where(workers=2))
+            workers, runs = kill_workers_often(spec, folder, on_two, most, found["studies"])
+        else:
+            workers, runs = 0, kill_often(spec, folder, options, most, found["studies"])
+        result = run_study(spec, folder, Context(threads=1), options=options)
+        assert not result.failed and not result.left_out
+        assert standins.numbers(result.records) == standins.numbers(expected[pooled].records)
+        assert not list((folder / "steps" / ".partial").iterdir())
+        found["of_workers"] += workers
+        found["of_runs"] += runs
+        found["kills_in_time"] += workers + runs
+        found["finished_steps"] += len(whole(folder))
         shutil.rmtree(folder)
-    return {"kills_in_time": killed, "studies": studies, "finished_steps": steps, "lost_or_rewritten": 0, "broken": 0}
+        print({**found}, flush=True)
+    return {**found, "lost_or_rewritten": 0, "broken": 0, "numbers": "those of a run that nobody killed"}
 
 
 def ray_kill(tmp: Path) -> dict[str, Any]:
-    """Two nodes of two CPUs; when a third of the steps is done the second node is removed, with what runs there."""
-    import ray
-    from ray.cluster_utils import Cluster
+    """Two nodes of one CPU; when a third of the steps is done the second node is removed, with what runs there."""
+    from two_nodes import on_two_nodes
 
-    spec = standins.spec_of(tmp, 3, 1, other_processes=True)
-    os.environ["FAKE_LOG"] = str(tmp / "log")
+    spec = standins.spec_of(tmp, 4, 1, controls=False, other_processes=True)
     expected = run_study(spec, tmp / "serial", Context(threads=1))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    second = cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    killed: dict[str, Any] = {}
-    true_note = Index.note
     total = len(plan(spec).steps)
-
-    def note(index: Index, step: str) -> None:
-        true_note(index, step)
-        if not killed and len(index.states()) >= total // 3:
-            killed["after_steps"] = len(index.states())
-            cluster.remove_node(second, allow_graceful=False)
-
-    Index.note = note  # type: ignore[method-assign]
-    options = Options(where=Where(ray=cluster.address, workers=2))
-    try:
-        spent, result = timed(lambda: run_study(spec, tmp / "out", Context(threads=1), options=options))
-    finally:
-        Index.note = true_note  # type: ignore[method-assign]
-        ray.shutdown()
-        cluster.shutdown()
+    spent, (result, killed) = timed(lambda: on_two_nodes(spec, tmp / "out", total // 3))
     same = standins.numbers(result.records) == standins.numbers(expected.records)
     assert killed and same and not result.failed and not result.left_out
-    return {"nodes": 2, "steps": result.ran, "node_removed": killed, "like_the_serial_run": same, "run": spent}
+    whole = {"nodes": 2, "steps": result.ran, "node_removed": killed, "like_the_serial_run": same}
+    return {**whole, "with_the_cluster": spent}
 
 
 def toy(removals: int = 4) -> StudySpec:

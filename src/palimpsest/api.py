@@ -345,9 +345,27 @@ def study_status(folder: str | Path) -> Any:
 
 def study_report(folder: str | Path) -> dict[str, Path]:
     """Write report.html, report.md and report.csv of a study folder."""
+    from palimpsest.records import collected_later
     from palimpsest.study.report import write_report
 
-    return write_report(Path(folder))
+    with collected_later():
+        return write_report(Path(folder))
+
+
+def study_compare(first: str | Path, second: str | Path, *, test: str = "exact", out: str | Path | None = None) -> Any:
+    """What two study folders differ in, and how sure that is: a `palimpsest.study.compare.Comparison`.
+
+    test: of five seeds and more, `exact` (sign flips) or `t`. out: a folder for comparison.md and comparison.csv.
+    """
+    from palimpsest.study.compare import compare_studies
+    from palimpsest.study.compare_text import check_out, write_comparison
+
+    if out is not None:
+        check_out(Path(out))
+    made = compare_studies(first, second, test)
+    if out is not None:
+        write_comparison(made, Path(out))
+    return made
 
 
 def info(reference: str | Path, *, digest: bool = False) -> Finding:

@@ -50,7 +50,35 @@ def test_counts_are_told_in_one_line(tally: Tally) -> None:
     tally.ended(steps[0], Outcome(steps[0].id, "done", seconds=1.0))
     tally.ended(steps[1], Outcome(steps[1].id, "failed", "it broke"))
     tally.skipped(steps[2])
-    assert tally.line().startswith(f"1 of {len(steps)} steps done, 1 failed, 1 skipped, {len(steps) - 3} left, about ")
+    assert tally.line().startswith(f"1 of {len(steps)} steps done, 1 failed, 1 skipped, {len(steps) - 3} left, ")
+
+
+def test_time_left_is_called_as_sure_as_it_is(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By how much of what is left is like what was done: 2 of 20 shares perhaps, 10 of 20 about, 1 of 20 not known."""
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    steps = list(tally.plan.steps.values())
+    hits = [s for s in steps if s.method_name == "hit-rate"]
+    other = next(s for s in steps if s.method_name == "rank")
+    for words, shares in [
+        ("time left not known yet", {hits[1].id: 1.0, other.id: 19.0}),
+        ("perhaps 1 min 08 s", {hits[1].id: 4.0, other.id: 16.0}),
+        ("about 1 min 20 s", {hits[1].id: 11.0, other.id: 9.0}),
+    ]:
+        tally.left, tally.spent, tally.shares = shares, live.defaultdict(list), [0.0, 0.0]
+        assert tally.time_left() == "time left not known yet"
+        tally.left[hits[0].id] = 1.0
+        tally.ended(hits[0], Outcome(hits[0].id, "done", seconds=8.0))  # 8 s a share for what was never done
+        tally.workers = 1 if "perhaps" not in words else 2
+        assert tally.time_left() == words
+    tally.left = {hits[1].id: 1.0}
+    tally.started(hits[1])
+    now[0] += 3.0
+    assert tally.time_left() == "about 5 s"
+    now[0] += 4.5
+    assert tally.time_left() == "nearly done"
+    now[0] += 10.0
+    assert tally.time_left() == "longer at work than such steps took so far"
 
 
 def test_the_view_goes_with_the_progress(tally: Tally) -> None:

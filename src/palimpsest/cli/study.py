@@ -1,4 +1,4 @@
-"""`palimpsest study`: check, run and report a declared grid."""
+"""`palimpsest study`: check, run, report and compare declared grids."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ Spec = Annotated[str, typer.Argument(help="A study file, or the name of a shippe
 Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
 
 
+class SeedTest(StrEnum):
+    """How the differences of five seeds and more are tested."""
+
+    exact = "exact"
+    t = "t"
+
+
 class Keep(StrEnum):
     """What a run keeps of the checkpoints it makes."""
 
@@ -23,11 +30,12 @@ class Keep(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the group of commands."""
-    group = typer.Typer(no_args_is_help=True, help="Declared grids: check, run, status, report.")
+    group = typer.Typer(no_args_is_help=True, help="Declared grids: check, run, status, report, compare.")
     group.command()(opt.guarded(check))
     group.command()(opt.guarded(run))
     group.command()(opt.guarded(status))
     group.command()(opt.guarded(report))
+    group.command()(opt.guarded(compare))
     app.add_typer(group, name="study")
 
 
@@ -129,6 +137,37 @@ def report(folder: Folder, json: opt.Json = False) -> None:
         return
     for path in paths.values():
         typer.echo(str(path))
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    second: Annotated[Path, typer.Argument(help="The folder of another study, or of the same one set otherwise.")],
+    test: Annotated[
+        SeedTest, typer.Option("--test", help="Of five seeds and more: exact (sign flips), or t (normal differences).")
+    ] = SeedTest.exact,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for comparison.md and comparison.csv.", show_default=False),
+    ] = None,
+    json: opt.Json = False,
+) -> None:
+    """Compare the numbers of two studies, with paired significance; exit code 0 whatever it finds.
+
+    Example: palimpsest study compare before after --out before-after
+    """
+    from palimpsest import api
+
+    made = api.study_compare(first, second, test=test.value, out=out)
+    if json:
+        opt.print_json(made.to_json())
+        return
+    from rich.console import Console
+
+    from palimpsest.study.compare_text import FILES, terminal
+
+    Console(highlight=False).print(terminal(made))
+    for name in FILES if out is not None else ():
+        typer.echo(str(out / name))  # type: ignore[operator]
 
 
 def show_study(result: Any, out: Path, json: bool) -> None:

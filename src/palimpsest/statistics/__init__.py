@@ -14,6 +14,7 @@ from palimpsest.statistics.comparisons import (
     compare_seeds,
     exact_permutation,
     fisher_exact,
+    holm,
     mcnemar,
     t_test,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "fisher_combination",
     "fisher_exact",
     "hit_interval",
+    "holm",
     "keys_needed",
     "mcnemar",
     "mean_interval",

@@ -6,7 +6,7 @@ import copy
 from typing import Any, Protocol
 
 from palimpsest.keys import KeySet
-from palimpsest.records import Record, versions
+from palimpsest.records import Record, collected_later, versions
 from palimpsest.study.constraints import training_tokens
 from palimpsest.study.judge import judge
 from palimpsest.study.steps import Place, Plan
@@ -38,6 +38,11 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
 
 def assemble(plan: Plan, store: Steps) -> list[Record]:
     """All records of the finished steps in their places, then costs, then verdicts and constraints."""
+    with collected_later():
+        return _assembled(plan, store)
+
+
+def _assembled(plan: Plan, store: Steps) -> list[Record]:
     names = {i.id: i.name for i in plan.spec.marks}
     found: list[Record] = []
     for place in plan.places:

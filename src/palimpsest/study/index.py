@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from palimpsest.records import Record
+from palimpsest.records import Record, collected_later
 from palimpsest.study.store import Store
 
 NAME = "index.sqlite"
@@ -29,6 +29,7 @@ CREATE TABLE records (
     value REAL, count INTEGER, n INTEGER, body TEXT NOT NULL, PRIMARY KEY (folder, number)
 ) WITHOUT ROWID;
 """
+COLUMNS = ("measure", "prompt_form", "task", "value", "count", "n")  # of a record, beside its text
 WAIT_SECONDS = 10.0  # for another process that is writing
 
 
@@ -86,7 +87,7 @@ class Index:
         """Read what is new in the folders, and forget what is gone."""
         self.stamps = dict(self.file.execute("SELECT folder, stamp FROM steps"))
         found = _folders(self.store)
-        with self.file:
+        with self.file, collected_later():
             for folder in self.stamps.keys() - found.keys():
                 self._remove(folder)
             for folder, stamp in found.items():
@@ -163,18 +164,13 @@ class Index:
         ends = [body.get(name) for name in ("status", "error", "seconds", "finished")]
         row = (folder, stamp, *values, *ends, json.dumps(body, ensure_ascii=False))
         self.file.execute("INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        lines = self.store.step_lines(folder)
+        found = ((n, line, json.loads(line)) for n, line in enumerate(lines))
         self.file.executemany(
             "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (folder, n, r.measure, r.prompt_form, r.task, r.value, r.count, r.n, _text(r))
-                for n, r in enumerate(self.store.step_records(folder))
-            ],
+            [(folder, n, *(values.get(name) for name in COLUMNS), line) for n, line, values in found],
         )
         self.stamps[folder] = stamp
-
-
-def _text(record: Record) -> str:
-    return json.dumps(record.to_json(), ensure_ascii=False)
 
 
 def _folders(store: Store) -> dict[str, str]:

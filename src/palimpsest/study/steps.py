@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,5 +115,9 @@ class Plan:
 
     def listed(self) -> list[PlannedStep]:
         """The steps as `study check` shows them."""
-        lines = self.lines()
-        return [PlannedStep(s.id, s.name, s.kind, sum(s.id in line for line in lines)) for s in self.steps.values()]
+        shared = self.shared()
+        return [PlannedStep(s.id, s.name, s.kind, shared[s.id]) for s in self.steps.values()]
+
+    def shared(self) -> Counter[str]:
+        """By step, how many lines of the tables need it."""
+        return Counter(id for line in self.lines() for id in line)

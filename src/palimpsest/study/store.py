@@ -30,7 +30,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.output import is_full_disk, sweep, write_text
 from palimpsest.errors import BadInput
 from palimpsest.keys import KeySet
-from palimpsest.records import Record, read_jsonl
+from palimpsest.records import Record, collected_later, read_jsonl
 from palimpsest.study import lock
 
 FORMAT = 1
@@ -101,7 +101,8 @@ class Store:
 
     def write_records(self, records: list[Record]) -> None:
         """Write records.jsonl so that it is seen whole or as it was."""
-        lines = "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in records)
+        with collected_later():
+            lines = "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in records)
         write_text(self.folder / "records.jsonl", lines)
 
     def records(self) -> list[Record]:
@@ -145,6 +146,14 @@ class Store:
         """The numbers of a step, before they have a place."""
         path = self.path(step) / "records.jsonl"
         return read_jsonl(path) if path.is_file() else []
+
+    def step_lines(self, step: str) -> list[str]:
+        """The numbers of a step as they are written, a line each."""
+        try:
+            text = (self.path(step) / "records.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [line for line in text.split("\n") if line]
 
     def answers(self, step: str) -> list[str]:
         """What the model of a step said to the ordinary prompts."""
