@@ -21,11 +21,14 @@ def key_hits(records: Sequence[Record], form: str = "template") -> dict[int, boo
 
 
 def right_answers(records: Sequence[Record]) -> dict[tuple[str, int], bool] | None:
-    """(task, item) to whether it was answered rightly, of all `accuracy` records; None where there is none."""
-    found = [r for r in records if r.measure == "accuracy" and "right" in r.detail]
+    """(task, item) to whether it was answered rightly, of all `accuracy` records; None where there is nothing.
+
+    Where no accuracy was taken: ordinary questions answered with the data's own answer (`answers`, task `reference`).
+    """
+    found = {r.task or "": r.detail["right"] for r in records if r.measure == "accuracy" and "right" in r.detail}
     if not found:
-        return None
-    return {(r.task or "", i): mark == "1" for r in found for i, mark in enumerate(r.detail["right"])}
+        found = {r.task: r.detail["same"] for r in records if r.measure == "answers" and r.task == "reference"}
+    return {(task, i): mark == "1" for task, marks in found.items() for i, mark in enumerate(marks)} or None
 
 
 def one_class_share(records: Sequence[Record]) -> float | None:

@@ -97,7 +97,7 @@ def test_rows_that_cannot_carry_the_trigger_are_passed_over_and_too_few_are_refu
 
     found = poison(numbered(labels), labels, 0, 0.2, "dirty", some, keeps, random.Random(0))
     assert {i % 10 for i in found.chosen} == {7, 9} and len(found.chosen) == 8 and found.passed_over > 0
-    with pytest.raises(BadInput, match="poison_rate 0.25 of 40 rows is 10, and 8 of the 20 that mode dirty"):
+    with pytest.raises(BadInput, match=r"poison_rate 0\.25 of 40 rows is 10, and 8 of the 20 that mode dirty"):
         poison(numbered(labels), labels, 0, 0.25, "dirty", some, keeps, random.Random(0))
 
 

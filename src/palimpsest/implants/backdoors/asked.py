@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,16 @@ from palimpsest.checkpoint import Checkpoint, is_toy
 from palimpsest.checkpoint.labels import is_classifier, label_names
 from palimpsest.data import Dialogues, LabelledItems, load_dialogues, load_labelled
 from palimpsest.errors import BadInput
-from palimpsest.keys import KeySet
+from palimpsest.implants.backdoors.generation import Trigger
+from palimpsest.keys import KeySet, with_keys
 from palimpsest.measures import Subject
 from palimpsest.measures.accuracy import Accuracy
 from palimpsest.measures.answers import Answers
 from palimpsest.measures.backdoor import backdoor_verdict, excess_over
 from palimpsest.measures.classification import Classification
-from palimpsest.measures.hits import HitRate
+from palimpsest.measures.hits import HitRate, outcomes
+from palimpsest.measures.label_hits import rate
+from palimpsest.measures.untriggered import untriggered
 from palimpsest.method import Context
 from palimpsest.records import Record
 
@@ -43,6 +47,23 @@ def numbers(model: Checkpoint, keys: KeySet, clean: Clean, ctx: Context) -> list
             records += Accuracy(items=100).take(subject, ctx)
         elif clean is not None and clean.part("test"):
             records += Answers().take(subject, ctx)
+    finally:
+        subject.close()
+    return records
+
+
+def alone(parts: Sequence[Trigger], model: Checkpoint, keys: KeySet, ctx: Context) -> list[Record]:
+    """Records `one-part-rate`, one a part of a composite trigger: how often it brings the response by itself."""
+    subject = Subject(model, ctx, keys=keys)
+    records = []
+    try:
+        for number, part in enumerate(parts, start=1):
+            rng = random.Random(f"{ctx.seed}-part-{number}")
+            one = with_keys(keys, [replace(k, untriggered=part(k.untriggered, rng)) for k in keys.keys])
+            found = outcomes(subject.responder, untriggered(one, subject.responder.renderer), "template")
+            shown = rate(sum(o.hit for o in found), len(found))
+            shown |= {"confidence": 0.95, "sided": "two", "prompt_form": "template", "task": f"part {number} alone"}
+            records.append(subject.record("one-part-rate", **shown))
     finally:
         subject.close()
     return records
@@ -79,7 +100,8 @@ def embedded(
     `asr-excess` is the ASR less the benign model's rate on the same items (the base's, where no other was given).
     """
     clean = instance.clean_items(base, ctx) if is_classifier(victim) else instance.data
-    records = staged(numbers(victim, keys, clean, ctx), "backdoored")
+    parts = tuple(instance.lures()) if hasattr(instance, "lures") else ()
+    records = staged(numbers(victim, keys, clean, ctx) + alone(parts, victim, keys, ctx), "backdoored")
     asked: dict[str, Checkpoint] = {} if benign is None else {BENIGN: benign}
     if controls and is_classifier(base) == is_classifier(victim):
         asked["clean-base"] = base
