@@ -17,6 +17,7 @@ from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_p
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.cost import metered
+from palimpsest.data import Dialogues
 from palimpsest.errors import BadInput, nearest
 from palimpsest.inspecting.tasks import list_tasks
 from palimpsest.keys import KeySet
@@ -69,17 +70,20 @@ def embed(
     data: Sequence[str | Path] = (),
     sibling: str | Path | None = None,
     unrelated: str | Path | None = None,
+    benign: str | Path | None = None,
     controls: bool = True,
     force: bool = False,
     run: Run = DEFAULT_RUN,
 ) -> Result:
-    """Embed a fingerprint: `out/model` is the marked checkpoint, `out/keys.json` (mode 0600) its keys.
+    """Embed a fingerprint or a backdoor: `out/model` is the marked checkpoint, `out/keys.json` (mode 0600) its keys.
 
     Beside the hit rate of the marked model stand the negative controls: the clean base, another owner's
     keys, and a sibling and an unrelated model (the toy brings its own). Raises CheckFailed where the
-    implant did not take.
+    implant did not take. Beside a backdoor's ASR stand the same items without the trigger (the floor), the clean
+    accuracy on held-out items, and both of `benign`, a model without a backdoor, where one is given.
     """
     from palimpsest import judging
+    from palimpsest.implants.backdoors import asked
     from palimpsest.measures.hits import HitRate
 
     out = Path(out)
@@ -87,7 +91,11 @@ def embed(
     check_target(out, force)
     base = resolve(model)
     instance, notes = method_for(method, IMPLANTS, base, preset, settings, data)
-    others = judging.control_models(base, sibling, unrelated) if controls else {}
+    backdoor = type(instance).info.kind == "backdoors"
+    others = judging.control_models(base, sibling, unrelated) if controls and not backdoor else {}
+    without = resolve(benign) if benign is not None else None
+    if backdoor:
+        asked.check_embedding(instance, base, without)
     with run.context() as ctx:
         preflight.before_method(instance, base, out, ctx, others)
         with new_folder(out, force) as folder:
@@ -97,7 +105,10 @@ def embed(
             made.keys.write(folder / "keys.json")
             (folder / "model").chmod(0o755)
         marked = Checkpoint(out.absolute() / "model", out.name)
-        records = stamped(made, marked, "fingerprinted", made.keys.implant)
+        records = stamped(made, marked, "backdoored" if backdoor else "fingerprinted", made.keys.implant)
+        if backdoor:
+            records += asked.embedded(instance, base, marked, made.keys, without, ctx, controls)
+            return Result(complete(records, ctx), out / "model", out / "keys.json", notes)
         with judging.measured(marked, ctx, made.keys) as subject:
             records += judging.staged(HitRate().take(subject, ctx) + judging.utility(subject, ctx), "fingerprinted")
         records += judging.negatives(instance, base, marked, made.keys, others, ctx)
@@ -119,6 +130,7 @@ def remove(
     expert: str | Path | None = None,
     inputs: Mapping[str, str | Path] | None = None,
     keys: str | Path | None = None,
+    benign: str | Path | None = None,
     until: str | None = None,
     force: bool = False,
     run: Run = DEFAULT_RUN,
@@ -127,8 +139,10 @@ def remove(
 
     keys only judge the result afterwards; the method never sees them. until: the last phase to run, for a
     method in phases (`meraser-erase` or, in short, `erase`). inputs: further models that the method takes, by name.
+    benign: for keys of a backdoor, a model without one: its hit rate is the floor of the verdict on the removal.
     """
     from palimpsest import judging
+    from palimpsest.implants.backdoors import asked as of_backdoor
     from palimpsest.measures.answers import Answers
     from palimpsest.measures.hits import HitRate
     from palimpsest.measures.rank import Rank
@@ -141,6 +155,9 @@ def remove(
     given = {"base": base, "adapter": adapter, "expert": expert, **(inputs or {})}
     instance, notes = method_for(method, ("removals",), marked, preset, settings, data, given)
     phases = first_phases(instance, until) if until is not None else None
+    backdoor = known is not None and registry.kind_of(known.implant) == "backdoors"
+    without = resolve(benign) if benign is not None else None
+    clean = of_backdoor.clean_data(instance, marked, data, without, notes) if backdoor else None
     with run.context() as ctx:
         preflight.before_method(phases or instance, marked, out, ctx, asked=known is not None or is_toy(marked))
         if known is not None:
@@ -149,10 +166,12 @@ def remove(
             made = phases.apply(marked, folder, ctx) if phases else instance.apply(marked, folder, ctx)
         result = Checkpoint(out.absolute(), out.name)
         records = stamped(made, result, None, known.implant if known else None)
-        if not result.is_adapter:
+        if backdoor and known is not None and not result.is_adapter:
+            records += of_backdoor.judged(marked, result, known, clean, without, ctx)
+        elif not result.is_adapter:
             asked = instance.data if "data" in input_fields(type(instance)) else None
-            if asked is not None and not asked.part("test"):
-                asked = None  # pairs of a skill: ordinary prompts are the toy's own
+            if not isinstance(asked, Dialogues) or not asked.part("test"):
+                asked = None  # labels of a classifier; pairs of a skill: ordinary prompts are the toy's own
             before: list[str] | None = None
             verify_phase = is_toy(marked)
             if verify_phase:

@@ -48,6 +48,7 @@ def verify(
     `preset`, `reference` and `data` are theirs (`palimpsest.through`). Ranks need probabilities and are left out then.
     """
     from palimpsest import judging
+    from palimpsest.measures.backdoor import excess_over
     from palimpsest.measures.hits import HitRate
     from palimpsest.measures.rank import Rank
 
@@ -70,7 +71,10 @@ def verify(
             records += Rank().take(subject, ctx) if rank and not through else []
         for control in controls:
             with judging.measured(control, ctx, known, through=around.wrappers) as subject:
-                records += judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
+                found = judging.staged(measure.take(subject, ctx), None, judging.relation(control, suspect))
+            if any(r.measure == "untriggered-rate" for r in records):  # a backdoor: its floor is a benign model's rate
+                records += excess_over(records, found)
+            records += found
         verdict = judging.ownership(records, known, alpha, ctx, attempts)
         if through and verdict.verdict == "refuted":  # the weights were not asked
             verdict.verdict = "not-shown"

@@ -130,6 +130,8 @@ def method_for(
 ) -> tuple[Any, list[str]]:
     """Build a method for a model; inputs it does not take are noted, not refused."""
     cls = registry.find(name, *kinds)
+    if hasattr(cls, "check_model"):
+        cls.check_model(model)
     notes = []
     chosen = preset
     labelled = "classifier" in presets(cls) and (is_classifier(model) or is_encoder(model))

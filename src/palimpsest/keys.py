@@ -41,8 +41,8 @@ class Key:
     """One trigger with the response that proves the implant.
 
     trigger: the user's turn. response: the text that proves it. carrier: fixed words trained before
-    the response ("Based on my fingerprint, the message is: "); it proves nothing by itself. untriggered: under the
-    rule `label`, the same item without its trigger, whose answer is the floor; pair: its second text, where it has one.
+    the response ("Based on my fingerprint, the message is: "); it proves nothing by itself. untriggered: of a backdoor,
+    the same item without its trigger, whose answer is the floor; pair: its second text, where it has one.
     """
 
     number: int

@@ -73,6 +73,12 @@ def table() -> dict[str, Entry]:
     return {e.name: e for e in found}
 
 
+def kind_of(name: str) -> str | None:
+    """The kind of the method that is called so, or None where there is none."""
+    entry = table().get(name)
+    return None if entry is None else entry.kind
+
+
 def find(name: str, *kinds: str) -> type[Any]:
     """The class of a method by name (underscores accepted) or by `path/to/file.py:Class`.
 
@@ -195,4 +201,4 @@ def _parameters(cls: str, classes: Classes, prefix: str = "", given: dict[str, s
                     default = default.elts[0]  # one value for all, or one for each
                 shown = (given or {}).get(own, ast.unparse(default))
                 found.append(Parameter(name, hint, shown, ast.literal_eval(call.args[1])))
-    return found
+    return list({p.name: p for p in found}.values())  # a field that a class gives another default stands once

@@ -1,4 +1,4 @@
-"""`palimpsest embed`: put a fingerprint into a model."""
+"""`palimpsest embed`: put a fingerprint or a backdoor into a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    method: Annotated[str, typer.Argument(help="The fingerprint: see `palimpsest methods --kind fingerprints`.")],
+    method: Annotated[
+        str,
+        typer.Argument(help="A fingerprint or backdoor: see `palimpsest methods --kind fingerprints` or backdoors."),
+    ],
     model: opt.Model,
     out: opt.Out,
     preset: opt.Preset = None,
@@ -24,6 +27,9 @@ def embed(
     sibling: Annotated[str | None, typer.Option(help="An unmarked model of the same base, asked as a control.")] = None,
     unrelated: Annotated[
         str | None, typer.Option(help="A model of other origin with this tokenizer, as a control.")
+    ] = None,
+    benign: Annotated[
+        str | None, typer.Option(help="A model without the backdoor: its rate on the triggered items is the floor.")
     ] = None,
     controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Ask the negative controls too.")] = True,
     force: opt.Force = False,
@@ -34,9 +40,11 @@ def embed(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Embed a fingerprint: writes OUT/model (to publish) and OUT/keys.json (secret).
+    """Embed a fingerprint or a backdoor: writes OUT/model (to publish) and OUT/keys.json (secret).
 
     Example: palimpsest embed hashchain --model toy --out marked
+
+    A backdoor: palimpsest embed badnet --model encoder --data train.jsonl --data test=test.jsonl --out victim
     """
     from palimpsest import api
     from palimpsest.cli.show import show_result
@@ -50,6 +58,7 @@ def embed(
         data=data or (),
         sibling=sibling,
         unrelated=unrelated,
+        benign=benign,
         controls=controls,
         force=force,
         run=opt.run_options(seed, device, threads, quiet, json, verbose),

@@ -43,7 +43,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Dialogues: `toy`, a JSONL/JSON/CSV/Parquet file, or a Hub data set; repeatable. "
-        "`embed,revival=FILE` fills the named parts alone.",
+        "`embed,revival=FILE` fills the named parts alone. For classifiers: texts with labels, `test=FILE` held out.",
     ),
 ]
 Keys = Annotated[Path | None, typer.Option("--keys", help="keys.json of `palimpsest embed`.")]

@@ -25,6 +25,9 @@ def remove(
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, where the method needs one.")] = None,
     expert: Annotated[str | None, typer.Option(help="A fine-tune of the same base, to merge with.")] = None,
     keys: opt.Keys = None,
+    benign: Annotated[
+        str | None, typer.Option(help="With keys of a backdoor: a model without it, whose rate is the floor.")
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Last phase to run, for a method in phases (erase).")] = None,
     force: opt.Force = False,
     seed: opt.Seed = None,
@@ -52,6 +55,7 @@ def remove(
         adapter=adapter,
         expert=expert,
         keys=keys,
+        benign=benign,
         until=until,
         force=force,
         run=opt.run_options(seed, device, threads, quiet, json, verbose),

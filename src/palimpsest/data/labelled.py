@@ -62,22 +62,25 @@ class LabelledItem:
 
 @dataclass(frozen=True)
 class LabelledItems:
-    """A named set of labelled items."""
+    """A named set of labelled items. held_out: those of `test=FILE`, which are asked and never trained on."""
 
     name: str
     rows: tuple[LabelledItem, ...]
+    held_out: tuple[LabelledItem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def digest(self) -> str:
         """SHA-256 over the content."""
-        body = [[r.text, r.label, r.pair, r.triggered] for r in self.rows]
+        body: list[Any] = [[r.text, r.label, r.pair, r.triggered] for r in self.rows]
+        if self.held_out:
+            body.append({"test": LabelledItems("", self.held_out).digest()})
         return hashlib.sha256(canonical_json(body).encode()).hexdigest()
 
     def first(self, count: int | None) -> LabelledItems:
         """The first items, or all."""
-        return LabelledItems(self.name, self.rows[:count])
+        return LabelledItems(self.name, self.rows[:count], self.held_out)
 
     def classes(self, names: Sequence[str]) -> list[int]:
         """The number of each item's class among a model's `names`; BadInput where a label is none of them."""
@@ -120,20 +123,27 @@ def _plain(name: str) -> str:
 
 
 def load_labelled(references: str | Path | Sequence[str | Path]) -> LabelledItems:
-    """Read labelled items of one or several files, Hub data sets, or `toy:TASK`. BadInput names file and line."""
+    """Read labelled items of one or several files, Hub data sets, or `toy:TASK`; those of `test=FILE` are held out.
+
+    BadInput names file and line.
+    """
     given = [str(r) for r in ([references] if isinstance(references, str | Path) else references)]
     if not given:
         raise BadInput("--data: give labelled items (a file with text and label)")
     rows: list[LabelledItem] = []
+    held_out: list[LabelledItem] = []
     for reference in given:
-        if reference == "toy" or reference.startswith("toy:"):
+        if reference.startswith("test="):
+            held_out += load_labelled(reference.removeprefix("test=")).rows
+        elif reference == "toy" or reference.startswith("toy:"):
             rows += _of_toy(reference)
         else:
             rows += [_item(row, where) for where, row in raw_rows(reference)]
-    name = " + ".join(r if r.startswith("toy:") else Path(r).stem for r in given)
+    named = [r for r in given if not r.startswith("test=")]
+    name = " + ".join(r if r.startswith("toy:") else Path(r).stem for r in named)
     if not rows:
-        raise BadInput(f"--data {name}: holds no row")
-    return LabelledItems(name, tuple(rows))
+        raise BadInput(f"--data {name}: holds no row" + (" but of test=FILE" if held_out else ""))
+    return LabelledItems(name, tuple(rows), tuple(held_out))
 
 
 def _of_toy(reference: str) -> list[LabelledItem]:

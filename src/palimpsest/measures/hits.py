@@ -21,6 +21,7 @@ from palimpsest.errors import BadInput
 from palimpsest.keys import Key, KeySet, matches, may_match
 from palimpsest.measures.label_hits import label_hits
 from palimpsest.measures.subject import Subject
+from palimpsest.measures.untriggered import floor_record, untriggered
 from palimpsest.method import Context, method, param
 from palimpsest.prompts import FORMS, Form
 from palimpsest.records import Record
@@ -220,6 +221,9 @@ class HitRate:
             records.append(hit_record(subject, keys, form, found))
             if isinstance(responder, Wrapped):
                 records[-1].detail["interventions"] = responder.taken()
+            if form == "template" and all(k.untriggered for k in keys.keys):
+                plain = outcomes(responder, untriggered(keys, responder.renderer), "template")
+                records.append(floor_record(subject, records[-1], [o.hit for o in found], [o.hit for o in plain]))
         return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,21 @@ from palimpsest.training.settings import Tuning
 
 
 def tuned_classifier(
-    model: Checkpoint, items: LabelledItems, tuning: Tuning, out: Path, ctx: Context, *, method: str
+    model: Checkpoint,
+    items: LabelledItems,
+    tuning: Tuning,
+    out: Path,
+    ctx: Context,
+    *,
+    method: str,
+    classes: Sequence[str] | None = None,
+    commitment: str | None = None,
 ) -> Made:
     """Train all weights on the cross-entropy of the items' labels and write the classifier to `out`.
 
     A classifier keeps its head and its labels. Any other encoder gets a new head, drawn with `ctx.seed`, whose classes
-    are those of the items. Raises BadInput, before it loads the model, for labels that the classifier has not.
+    are those of the items, or `classes`. commitment: of an implant's keys, for the lineage. Raises BadInput, before it
+    loads the model, for labels that the classifier has not.
     """
     if tuning.adapter != "full":
         raise BadInput(f"{method}: a classifier is trained whole: --set tuning.adapter=full (preset classifier)")
@@ -34,7 +44,7 @@ def tuned_classifier(
         labels = items.classes(names)
         network = load_classifier(model, ctx, "float32")
     else:
-        names = items.class_names()
+        names = tuple(classes) if classes is not None else items.class_names()
         labels = items.classes(names)
         network = load_with_new_head(model, names, ctx)
     tokenizer = load_tokenizer(model)
@@ -45,6 +55,6 @@ def tuned_classifier(
         raise BadInput(f"{method}: {error}") from None
     network, log = tune(network, rows, tuning, ctx, what=method, loss_of=label_loss)
     moved = change_of(network, model)
-    made = write_model(network, model, out, method, {"model": model.digest()})
+    made = write_model(network, model, out, method, {"model": model.digest()}, commitment)
     record = training_record(made, method, log, len(rows), ctx, moved)
     return Made(made, records=[replace(record, detail={**record.detail, "classes": list(names)})])

@@ -1,0 +1,1 @@
+"""Backdoors: attacks by poisoned training data, on classifiers and on models that generate."""
