@@ -44,7 +44,8 @@ def before_method(
     same_tokenizer: a control's name to the model that will be asked the same keys. asked: whether the result will be
     measured; where it is not, a method that streams the weights needs no memory for a model.
     """
-    whole_model(model)
+    if not getattr(instance, "takes_adapters", False):
+        whole_model(model)
     phases = phases_of(instance)
     trained_on = getattr(instance, "base", None) or model
     for name, phase in phases:
