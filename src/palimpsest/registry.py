@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -83,13 +84,18 @@ def find(name: str, *kinds: str) -> type[Any]:
     entries = table()
     fitting = [n for n, e in entries.items() if (not kinds or e.kind in kinds) and not e.internal]
     if wanted not in entries:
-        what = " or ".join(k.rstrip("s") for k in kinds) if kinds else "method"
+        what = one_of([k.rstrip("s") for k in kinds]) if kinds else "method"
         raise BadInput(f"there is no {what} {name!r}{nearest(wanted, fitting, 'method')}")
     entry = entries[wanted]
     if kinds and entry.kind not in kinds:
-        raise BadInput(f"{wanted} is one of the {entry.kind}, not of the {' or '.join(kinds)}")
+        raise BadInput(f"{wanted} is one of the {entry.kind}, not of the {one_of(kinds)}")
     module = importlib.import_module(entry.module)
     return getattr(module, entry.cls)  # type: ignore[no-any-return]
+
+
+def one_of(words: Sequence[str]) -> str:
+    """`removals`, `removals or measures`, `removals, protections or realignments`."""
+    return " or ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
 
 
 def _from_file(name: str) -> type[Any]:

@@ -36,7 +36,7 @@ def test_two_presets_of_a_method_are_told_apart(tmp_path: Path) -> None:
     [
         ({"implant": ["if-sft"]}, "implant: unknown field; did you mean implants?"),
         ({"models": [{"id": "a", "pat": "b"}]}, "models[0].pat: unknown field; did you mean path?"),
-        ({"removals": ["fake-erasr"]}, "removals[0]: there is no removal 'fake-erasr'"),
+        ({"removals": ["fake-erasr"]}, "removals[0]: there is no removal, protection or realignment 'fake-erasr'"),
         ({"removals": [{"fake-eraser": {"erase": {"second": 1}}}]}, "parameter 'second'; did you mean seconds?"),
         ({"removals": [{"fake-eraser": {"clean": 0}}]}, "removals[0]: fake-eraser: clean: 0 is out of range"),
         ({"removals": [{"fake-eraser": {"preset": "tyo"}}]}, "has no preset 'tyo'; did you mean toy?"),

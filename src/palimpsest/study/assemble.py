@@ -36,7 +36,7 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
 
 def assemble(plan: Plan, store: Steps) -> list[Record]:
     """All records of the finished steps in their places, then costs, then verdicts and constraints."""
-    names = {i.id: i.name for i in plan.spec.implants}
+    names = {i.id: i.name for i in plan.spec.marks}
     found: list[Record] = []
     for place in plan.places:
         for record in store.step_records(place.step) if store.state(place.step) == "done" else []:
@@ -47,7 +47,7 @@ def assemble(plan: Plan, store: Steps) -> list[Record]:
             found.append(_cost(done, place, names))
             searched = (r for r in store.step_records(place.step) if r.measure == "strength-search")
             found += [_placed(r, place, names) for r in searched]
-    tokens = {model.id: training_tokens(plan.models[model.id]) for model in plan.spec.targets}
+    tokens = {m.id: training_tokens(plan.models[plan.spec.root(m.id).id]) for m in plan.spec.targets}
     return [*found, *judge(found, plan.spec.alpha, tokens)]
 
 
@@ -56,7 +56,7 @@ def _placed(record: Record, place: Place, names: dict[str, str]) -> Record:
     placed.model, placed.seed, placed.stage, placed.control = place.model, place.seed, place.stage, place.control
     if record.control == "clean-base":  # a measure that looked at the unmarked base beside its own model
         placed.stage, placed.control = "base", record.control
-    placed.implant = names[place.implant] if place.implant is not None else None
+    placed.implant = names.get(place.implant or "")
     placed.detail = {**record.detail, "implant": place.implant, "removal": place.removal, "step": place.step[:16]}
     placed.detail = {k: v for k, v in placed.detail.items() if v is not None}
     return placed

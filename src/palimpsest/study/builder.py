@@ -20,7 +20,10 @@ from palimpsest.data import load_dialogues
 from palimpsest.errors import BadInput
 from palimpsest.method import input_fields, settings_of
 from palimpsest.records import canonical_json
-from palimpsest.study.spec import MethodSpec, StudySpec, expanded, input_type
+from palimpsest.study.checking import input_type
+from palimpsest.study.entries import MethodSpec
+from palimpsest.study.paths import expanded
+from palimpsest.study.spec import StudySpec
 from palimpsest.study.steps import Place, Plan, Step, Through
 
 

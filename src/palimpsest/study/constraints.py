@@ -38,22 +38,23 @@ def of_cell(
     utility: Utility | None,
     perplexity_ratio: float | None,
     base_tokens: int | None,
+    before: str = "marked model",
 ) -> list[dict[str, Any]]:
     """Fields of the records `constraint` of one removal.
 
     rows: the removal's records, its costs among them. last: those of its last stage. base_tokens: of training
-    the base.
+    the base. before: what the model is called that the removal was done to.
     """
-    found = [_utility(utility, perplexity_ratio), _cost(rows, base_tokens), _samples(rows), _latency(last)]
+    found = [_utility(utility, perplexity_ratio, before), _cost(rows, base_tokens), _samples(rows), _latency(last)]
     return [f for f in [*found, *_answers(last)] if f is not None]
 
 
-def _utility(utility: Utility | None, perplexity_ratio: float | None) -> dict[str, Any]:
+def _utility(utility: Utility | None, perplexity_ratio: float | None, before: str) -> dict[str, Any]:
     kept = utility.kept if utility is not None else None
     unknown = "utility not measured" if utility is None else "on no task is the base above chance"
     numbers = [f"{100 * kept:.3g} % of the utility is kept" if kept is not None else unknown]
     if perplexity_ratio is not None:
-        numbers.append(f"perplexity on neutral text is {perplexity_ratio:.3g} times the marked model's")
+        numbers.append(f"perplexity on neutral text is {perplexity_ratio:.3g} times the {before}'s")
     limits = f"limits {100 * UTILITY_GATE:g} % and {PERPLEXITY_GATE:g}"
     within = [kept >= UTILITY_GATE] if kept is not None else []
     within += [perplexity_ratio <= PERPLEXITY_GATE] if perplexity_ratio is not None else []

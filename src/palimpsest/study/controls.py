@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from typing import Any
+
+from palimpsest.study.entries import MethodSpec
 
 SAME_DISTANCE = "palimpsest.removals.tuning.same_distance"  # imported when a study asks for the control
 
@@ -35,6 +38,28 @@ def stage_name(phase: str, number: int, phases: int) -> str:
         if phase.endswith(ending):
             return stage
     return "erased" if phases == 1 or number == 0 else phase
+
+
+def stages_of(method: Any, given: MethodSpec, last: bool, used: Sequence[str]) -> list[str]:
+    """The stage of each phase of a link of a chain, or of a removal by itself; no two links have one stage.
+
+    A protection gives `protected`, a realignment `realigned`; a removal at the end `erased` and `recovered`. One that
+    another link follows is known by its own name. used: stages of the links before.
+    """
+    phases = phases_of(method, given.name)
+    info = getattr(method, "info", None)
+    kind = {"protections": "protected", "realignments": "realigned"}.get(info.kind if info is not None else "")
+    found: list[str] = []
+    for number, (name, _) in enumerate(phases):
+        if kind is not None:
+            stage = kind if number == len(phases) - 1 else name
+        elif last:
+            stage = stage_name(name, number, len(phases))
+        else:
+            stage = name if len(phases) > 1 else given.id
+        times = sum(s == stage or s.startswith(f"{stage} (") for s in (*used, *found))
+        found.append(f"{stage} ({times + 1})" if times else stage)
+    return found
 
 
 def wraps(method: Any) -> bool:

@@ -15,6 +15,7 @@ from palimpsest.errors import BadInput
 from palimpsest.records import Record, versions
 from palimpsest.statistics import threshold
 from palimpsest.study import constraints
+from palimpsest.study.entries import NONE
 from palimpsest.study.grouped import Grouped
 from palimpsest.verdicts import (
     CONFIDENCE,
@@ -83,12 +84,16 @@ class _Judge:
         self.mark = [r for r in mine if r.detail.get("removal") is None]
         self.after = [r for r in mine if cell.removal is not None and r.detail.get("removal") == cell.removal]
         self.marked = [r for r in self.mark if r.control is None and r.stage == "fingerprinted"]
+        if cell.implant == NONE:  # a study without a mark: the model before is the base, and no ownership is judged
+            self.marked = [r for r in self.of_model if r.control is None and r.stage == "base"]
         costs = [r for r in self.marked if r.measure == "cost"]
         self.keys: dict[str, Any] = costs[0].detail.get("keys", {}) if costs else {}
         self.implant = next((r.implant for r in mine), None)
 
     def all(self) -> list[Record]:
         found: list[Record] = []
+        if self.cell.removal is None and self.cell.implant == NONE:
+            return found
         if self.cell.removal is None:
             found += self._ownership(self.marked, "fingerprinted", None)
             found += self._utility_record(self.marked, "fingerprinted", None)
@@ -144,8 +149,8 @@ class _Judge:
         unmarked = [r for r in self.after if r.control == "clean-base"]
         unmarked_last = _at(unmarked, stage) or [r for r in self.mark if r.control == "clean-base"]
         if stage == WRAPPED:  # a wrapper changes no weight: what it silences still stands in them
-            ranks = {"template without the wrapper": self._ranks(self.marked)}
-            silent = [r for r in self.mark if r.control == "clean-base"]
+            ranks = {"template without the wrapper": self._ranks(_unwrapped(rows) or self.marked)}
+            silent = _unwrapped(unmarked) or [r for r in self.mark if r.control == "clean-base"]
             control_ranks = {"template without the wrapper": self._ranks(silent)}
         else:
             ranks = {"template": self._ranks(last), "template after revival": self._ranks(revived)}
@@ -189,7 +194,8 @@ class _Judge:
         if not stages:
             return []
         last = _at(rows, stages[-1])
-        found = constraints.of_cell(rows, last, self._utility(last), self._perplexity_ratio(last), self.base_tokens)
+        ratio, before = self._perplexity_ratio(last), "base" if self.cell.implant == NONE else "marked model"
+        found = constraints.of_cell(rows, last, self._utility(last), ratio, self.base_tokens, before)
         return [self._record("constraint", stages[-1], None, **fields) for fields in found]
 
     def _taus(self, forms: list[str], before: dict[str, Tally]) -> dict[str, int | None]:
@@ -304,6 +310,12 @@ def no_task_tells(utility: Utility) -> str:
 
 def _at(rows: list[Record], stage: str) -> list[Record]:
     return [r for r in rows if r.stage == stage]
+
+
+def _unwrapped(rows: list[Record]) -> list[Record]:
+    """Of a chain that ends in a wrapper: the rows of the model that is wrapped."""
+    stages = [s for s in stages_of(r for r in rows if r.measure != "cost") if s != WRAPPED]
+    return _at(rows, stages[-1]) if stages else []
 
 
 def _tally(record: Record) -> Tally:

@@ -86,7 +86,7 @@ def check_needs(plan: Plan, out: Path, ctx: Context, dropping: bool = False) -> 
     unrelated = plan.models.get("unrelated")
     if unrelated is not None and "unrelated-model" in plan.spec.negatives:
         for target in plan.spec.targets:
-            check_same_tokenizer(plan.models[target.id], unrelated, "unrelated")
+            check_same_tokenizer(plan.models[plan.spec.root(target.id).id], unrelated, "unrelated")
 
 
 def _check_wrappers(plan: Plan, step: Step, model: Checkpoint) -> None:

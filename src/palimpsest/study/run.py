@@ -185,7 +185,7 @@ class _Run:
             "notes": spec.notes,
             "shape_only": spec.is_toy,
             "spec": spec.model_dump(),
-            "implants": {i.id: i.name for i in spec.implants},
+            "implants": {i.id: i.name for i in spec.marks},
             "command": f"palimpsest study run {name} --out {self.store.folder.name}",
             "created": created,
             "steps": self.listed,

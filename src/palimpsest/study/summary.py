@@ -7,11 +7,12 @@ their removal. The same lines, cut to the points of a sweep, are the sweep's tab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from palimpsest.prompts import FORMS
 from palimpsest.records import Record
+from palimpsest.study.entries import NONE
 from palimpsest.study.judge import CLEAN, Cell, cells
 from palimpsest.study.published import Row as PublishedRow
 from palimpsest.study.published import beside
@@ -113,6 +114,10 @@ def numbers(records: Sequence[Record]) -> dict[Key, dict[str, Any]]:
         groups.setdefault(key, []).append(r)
     found: dict[Key, dict[str, Any]] = {}
     for cell in cells(list(records)):
+        alone = (cell.model, cell.seed, cell.implant, None, None)
+        if cell.implant == NONE and alone not in found:  # the model as it is stands for the line without a removal
+            base = [r for r in groups.get((cell.model, cell.seed, None, None, None), []) if r.stage == "base"]
+            found[alone] = _numbers(replace(cell, removal=None), None, [replace(r, stage="as it is") for r in base], [])
         for control in (None, *CLEAN, "clean-base"):
             key = (cell.model, cell.seed, cell.implant, cell.removal, control)
             if control is None or (cell.removal is not None and key in groups):

@@ -18,7 +18,6 @@ from palimpsest.study.grouped import Grouped
 from palimpsest.study.judge import CLEAN, Cell, cells
 from palimpsest.study.published import of, other_measures, published_stage
 
-STAGES = ("base", "fingerprinted", "wrapped", "erased", "recovered")
 CONTROL_WORDS = {
     "revival": "revival",
     "clean-same-schedule": "clean pairs only",
@@ -173,7 +172,8 @@ def columns_of(rows: Sequence[Record]) -> list[Column]:
     drawn = ("removal", "ownership", "utility", "constraint", "cost")
     have = dict.fromkeys((r.stage, r.control) for r in rows if r.measure not in drawn)
     stages = [s for s, c in have if c is None and s is not None]
-    ordered = [s for s in STAGES if s in stages or s == "base"] + [s for s in stages if s not in STAGES]
+    ordered = ["base", *(s for s in ("fingerprinted",) if s in stages)]
+    ordered += [s for s in stages if s not in ordered]  # as they came about
     columns = [Column(s, s) for s in ordered]
     for control, title in CONTROL_WORDS.items():
         last = [s for s in ((*ordered[1:], "revived") if control == "revival" else ordered[1:]) if (s, control) in have]

@@ -30,8 +30,10 @@ from palimpsest.progress import Progress, Silent
 from palimpsest.records import Record, versions, write_jsonl
 from palimpsest.study import lock
 from palimpsest.study.assemble import key_facts
+from palimpsest.study.checking import input_type
 from palimpsest.study.graph import plan
-from palimpsest.study.spec import StudySpec, expanded, input_type
+from palimpsest.study.paths import expanded
+from palimpsest.study.spec import StudySpec
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store, Superseded, folder_bytes, take_samples, write_secret_lines
 

@@ -1,0 +1,158 @@
+"""Models that a study names: those it reads, those it makes of them, and what stands for the inputs of a method."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+from palimpsest import registry
+from palimpsest.method import build, input_fields
+from palimpsest.study.builder import PlanBuilder
+from palimpsest.study.checking import FILLED, input_type, instance_of
+from palimpsest.study.controls import phases_of
+from palimpsest.study.entries import MethodSpec, ModelSpec, default_id
+from palimpsest.study.spec import TOYS
+from palimpsest.study.steps import Place
+
+SIBLING_SEED = 1000  # added to the study's seed: a sibling is no twin of the marked model
+EXPERT_SEED = 2000  # nor is an expert, or any other model that the study makes
+
+
+def derived_seed(seed: int, what: str) -> int:
+    """A seed of its own for `what`: 63 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(f"palimpsest study {seed} {what}".encode()).digest()[:8], "big") >> 1
+
+
+def keyed_as(given: MethodSpec) -> str:
+    """What an implant is called where seeds of keys are derived: by its id; a plug-in without one by its file."""
+    return given.name if given.id == default_id(given.name) else given.id
+
+
+class ModelPlanner(PlanBuilder):
+    """Transforms, and the models that they and the measures take."""
+
+    def root_of(self, model: str) -> str:
+        """Reference of the first ancestor of one of the study's models (of one that is read, itself): its base."""
+        return f"model:{self.spec.root(model).id}"
+
+    def model_of(self, id: str, seed: int) -> str:
+        """Reference of one of the study's models; one that is made is made once a seed."""
+        model = self.spec.model(id)
+        if not model.is_made:
+            return f"model:{id}"
+        *_, last = self.makings_of(model, seed)
+        return last
+
+    def makings_of(self, model: ModelSpec, seed: int) -> list[str]:
+        """Ids of the steps that make a model of the one that it starts from."""
+        start = self.model_of(model.start, seed)
+        made = self._made(model.id, model.links, start, self.root_of(model.id), seed, model.id)
+        many = f" (seed {seed})" if len(self.spec.seeds) > 1 else ""
+        self.names[made[-1]] = f"{model.id}{many}"
+        return made
+
+    def expert(self, given: MethodSpec, base: str, seed: int) -> str:
+        """An expert of a base: a model made in one link, of every target's base."""
+        *_, last = self._made(given.id, [given], base, base, seed, f"expert {given.id}")
+        return last
+
+    def _made(self, id: str, links: list[MethodSpec], start: str, base: str, seed: int, shown: str) -> list[str]:
+        made: list[str] = []
+        for number, link in enumerate(links):
+            method = instance_of(link, "models")
+            phases = phases_of(method, link.name)
+            for place, (name, phase) in enumerate(phases):
+                last = number == len(links) - 1 and place == len(phases) - 1
+                called = shown if last else f"{shown}: {name if len(phases) > 1 else link.id}"
+                current = made[-1] if made else start
+                keys = derived_seed(seed, f"keys {id} {keyed_as(link)}") if hasattr(phase, "draw_keys") else None
+                made.append(
+                    self.transform(
+                        called, phase, current, seed + EXPERT_SEED, link, base=base, key_seed=keys, study_seed=seed
+                    )
+                )
+        return made
+
+    def sibling(self, base: str, seed: int) -> str:
+        """The base fine-tuned on ordinary dialogues, with another seed."""
+        cls = registry.find("finetune", "removals")
+        toy = self.spec.model(base.removeprefix("model:")).path in TOYS
+        method = build(cls, "toy") if toy else build(cls, None, {"part": "recover"})
+        return self.transform("sibling", method, base, seed + SIBLING_SEED, None, base=base)
+
+    def unrelated(self) -> str:
+        """A model that never saw these marks."""
+        return self.add_model("unrelated", self.spec.unrelated or "toy:unrelated")
+
+    def transform(
+        self,
+        name: str,
+        method: Any,
+        model: str,
+        seed: int,
+        given: MethodSpec | None,
+        *,
+        base: str,
+        key_seed: int | None = None,
+        like: str = "",
+        place: Place | None = None,
+        study_seed: int | None = None,
+    ) -> str:
+        """The id of the step that does this to `model`.
+
+        base: what the words `base` and `sibling` are about. study_seed: of the models that are named, where it is not
+        `seed`.
+        """
+        first = model.startswith("model:") and len(self.spec.seeds) > 1
+        shown = f"{self.name(model)} > {name}" + (f" (seed {seed})" if first else "")
+        inputs = self.inputs_of(
+            method, given, "removals", base, seed, like=like, name=name, place=place, study_seed=study_seed
+        )
+        return self.add("transform", shown, method, model, seed, given, key_seed=key_seed, inputs=inputs)
+
+    def inputs_of(
+        self,
+        method: Any,
+        given: MethodSpec | None,
+        kind: str,
+        base: str,
+        seed: int,
+        *,
+        like: str = "",
+        original: str | None = None,
+        name: str = "",
+        place: Place | None = None,
+        study_seed: int | None = None,
+    ) -> dict[str, str]:
+        """References of the models that a method takes: as the study names them, or as the graph fills them."""
+        at = seed if study_seed is None else study_seed
+        inputs: dict[str, str] = {}
+        for field in input_fields(type(method)):
+            if input_type(type(method), field) != "Checkpoint":
+                continue
+            wanted = given.settings.get(field) if given is not None else None
+            if field in FILLED.get(kind, ()):  # `schedule`, `like`: only controls are given one
+                filled = original if field == "original" else like
+                if filled:
+                    inputs[field] = filled
+            elif wanted is not None:
+                inputs[field] = self._named(str(wanted), base, seed, at)
+            elif field == "adapter" and hasattr(method, "train_adapter"):
+                own = given.settings.get("base") if given is not None else None
+                on = self._named(str(own), base, seed, at) if own is not None else base
+                inputs[field] = self.add("adapter", f"{self.name(on)} > adapter of {name}", method, on, seed, given)
+                if place is not None:
+                    self.making(inputs[field], dataclasses.replace(place, stage="adapter"))
+            else:
+                inputs[field] = base
+        return inputs
+
+    def _named(self, word: str, base: str, seed: int, study_seed: int) -> str:
+        """What a study calls `word`: one of its models or experts, or the base, its sibling, the unrelated model."""
+        if any(m.id == word for m in self.spec.models):
+            return self.model_of(word, study_seed)
+        expert = next((e for e in self.spec.experts if e.id == word), None)
+        if expert is not None:
+            return self.expert(expert, base, seed)
+        return {"base": lambda: base, "sibling": lambda: self.sibling(base, seed), "unrelated": self.unrelated}[word]()
