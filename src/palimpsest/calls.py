@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,9 @@ def method_for(
         if not data:
             raise BadInput(f"{name}: {model.name} is trained on labelled items: name a file of them with --data")
         inputs["data"] = load_labelled(list(data))
+    elif reads_labels(cls) and (is_classifier(model) or not reads_dialogues(cls)):
+        if data:
+            inputs["data"] = load_labelled(list(data))
     elif "data" in fields:
         if not data and not is_toy(model):
             notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
@@ -166,6 +170,20 @@ def method_for(
     elif data:
         notes.append(f"--data is not needed by {name}")
     return replace(instance, **inputs), notes
+
+
+def reads_labels(cls: type) -> bool:
+    """Whether a method's data may be labelled items."""
+    return "LabelledItems" in _data_hint(cls)
+
+
+def reads_dialogues(cls: type) -> bool:
+    """Whether a method's data may be dialogues."""
+    return "Dialogues" in _data_hint(cls)
+
+
+def _data_hint(cls: type) -> str:
+    return next((str(f.type) for f in dataclass_fields(cls) if f.name == "data"), "")
 
 
 def check_report(model: Checkpoint, data: Sequence[str | Path], report: bool, known: bool) -> None:

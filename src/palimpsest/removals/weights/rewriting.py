@@ -15,10 +15,12 @@ from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.files import TensorInfo
+from palimpsest.checkpoint.labels import is_encoder
 from palimpsest.checkpoint.load import complete_config, copy_tokenizer
 from palimpsest.errors import BadInput
 from palimpsest.families import family_of
 from palimpsest.merging.reading import STORED
+from palimpsest.merging.weights import Weights
 from palimpsest.merging.writing import Shards, Slot
 from palimpsest.method import Context
 
@@ -41,6 +43,8 @@ def named_tensors(model: Checkpoint) -> dict[str, TensorInfo]:
     """Where each tensor lies, by its name in the model. Raises BadInput for quantised weights."""
     if model.config.get("quantization_config"):
         raise BadInput(f"{model.name}: is quantised; pruning needs float32, bfloat16 or float16 weights: prune first")
+    if is_encoder(model):  # no row of `families`, but names that are known
+        return dict(Weights(model).stored)
     family = family_of(model.config)
     return {family.in_model(t.name): t for t in model.tensors()}
 
