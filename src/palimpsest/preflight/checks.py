@@ -61,7 +61,7 @@ def before_method(
             check_same_tokenizer(model, other, f"--{control.partition('-')[0]}")
     for role in ("base", "expert"):
         other = getattr(instance, role, None)
-        if isinstance(other, Checkpoint):  # a preset may have the name too
+        if isinstance(other, Checkpoint) and not model.is_adapter:  # a preset may have the name too
             check_same_shape(model, other, f"--{role}")
     if getattr(instance, "adapter", None) is not None:
         check_adapter(instance.adapter, model)
