@@ -17,7 +17,7 @@ from palimpsest.keys import KeySet
 from palimpsest.method import Context, Wrapper, input_fields, settings_of
 from palimpsest.records import Record
 from palimpsest.responder import ClassifierResponder, LocalResponder, Responder
-from palimpsest.responder.filtered import FilteredClassifier, TextFilter
+from palimpsest.responder.filtered import FilteredClassifier, FiltersTexts, TextFilter
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Subject:
         loaded, for a model that answers with text, and through any other wrapper.
         """
         check_one_label(self.checkpoint)
-        unfit = [name_of(w) for w in self.through if not hasattr(w, "filter_texts")]
+        unfit = [name_of(w) for w in self.through if not isinstance(w, FiltersTexts)]
         if unfit:
             raise BadInput(
                 f"{measure}: {', '.join(unfit)} stands around models that generate; before a classifier only removals "
@@ -82,7 +82,8 @@ class Subject:
         if not self.through:
             return plain
         if self._filters is None:  # the first that a text meets is the outermost
-            self._filters = [w.filter_texts(self.ctx) for w in reversed(self.through)]
+            fit = [w for w in reversed(self.through) if isinstance(w, FiltersTexts)]
+            self._filters = [w.filter_texts(self.ctx) for w in fit]
         return FilteredClassifier(plain, self._filters)
 
     def plain_classifier(self, max_tokens: int | None = None) -> ClassifierResponder:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
+from palimpsest.method import Context
 from palimpsest.responder.classifier import Classified, ClassifierResponder, Text
 
 TextFilter = Callable[[Sequence[str]], list[str]]  # as many texts as it is given, each as it lets it pass
+
+
+@runtime_checkable
+class FiltersTexts(Protocol):
+    """A removal of the input that rewrites texts, so that it can stand before a classifier."""
+
+    def filter_texts(self, ctx: Context) -> TextFilter: ...
 
 
 class FilteredClassifier(ClassifierResponder):

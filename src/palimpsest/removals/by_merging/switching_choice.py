@@ -130,7 +130,8 @@ def dummy_feature(network: Any, label: int, steps: int, lr: float, tokens: int, 
         states = network.base_model(inputs_embeds=dummy, attention_mask=mask).last_hidden_state
     for parameter in still:
         parameter.requires_grad_(True)
-    return states[0, 0 if first else -1].float().cpu()
+    found: Tensor = states[0, 0 if first else -1].float().cpu()
+    return found
 
 
 def _first_of_each(items: LabelledItems, names: Sequence[str], count: int) -> tuple[list[Text], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -126,7 +127,7 @@ class WAG:
         )
         return Made(merged.checkpoint, records=[record])
 
-    def _remarks(self, model: Checkpoint, kin: list[str]) -> list[str]:
+    def _remarks(self, model: Checkpoint, kin: Sequence[str]) -> list[str]:
         """What the lineages say that a person should know."""
         found = []
         for other, what in zip(self.with_ or (), kin, strict=True):

@@ -117,7 +117,8 @@ def attention_map(states: Tensor, mask: Tensor | None, power: float) -> Tensor:
     energy = states.float().abs().pow(power).sum(dim=-1)
     if mask is not None:
         energy = energy * mask
-    return energy / energy.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    norm: Tensor = energy.norm(dim=1, keepdim=True)  # type: ignore[no-untyped-call]
+    return energy / norm.clamp(min=1e-12)
 
 
 def map_distance(ours: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
