@@ -439,3 +439,18 @@ def test_the_word_lists_are_those_of_the_records():
     words = set(v.OWNERSHIP_WORDS + v.FINGERPRINT_WORDS + v.BACKDOOR_WORDS)
     assert words == {"owned", "not-shown", "refuted", "kept", "reduced", "claim-lost", "suppressed",
                      "removed", "ruined", "undecided"}  # fmt: skip
+
+
+# -- the score of sanitisers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("utility", "asr", "score"), [(0.81, 0.0, 90.0), (0.5, 0.5, 50.0), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (1, 0, 100)]
+)
+def test_the_score_is_the_geometric_mean_of_what_is_kept_and_what_is_gone(utility, asr, score):
+    assert v.sanitising_score(utility, asr) == pytest.approx(score)
+
+
+def test_percentages_are_refused():
+    with pytest.raises(ValueError, match="utility is a share in"):
+        v.sanitising_score(90.0, 0.1)

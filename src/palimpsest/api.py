@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from palimpsest import preflight, registry
 from palimpsest.ancestry import verify_original
 from palimpsest.asking import evaluate, verify
-from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, filled, first_phases, method_for, stamped
+from palimpsest.calls import DEFAULT_RUN, Result, Run, check_report, complete, filled, first_phases, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.cost import metered
@@ -128,10 +128,12 @@ def remove(
     base: str | Path | None = None,
     adapter: str | Path | None = None,
     expert: str | Path | None = None,
+    with_: Sequence[str | Path] = (),
     inputs: Mapping[str, str | Path] | None = None,
     keys: str | Path | None = None,
     benign: str | Path | None = None,
     until: str | None = None,
+    report: bool = False,
     force: bool = False,
     run: Run = DEFAULT_RUN,
 ) -> Result:
@@ -140,6 +142,8 @@ def remove(
     keys only judge the result afterwards; the method never sees them. until: the last phase to run, for a
     method in phases (`meraser-erase` or, in short, `erase`). inputs: further models that the method takes, by name.
     benign: for keys of a backdoor, a model without one: its hit rate is the floor of the verdict on the removal.
+    with_: other models that it merges with. report: what changed for ordinary prompts (of `data`; a classifier's are
+    labelled items), and what cannot be claimed where no keys are known.
     """
     from palimpsest import judging
     from palimpsest.implants.backdoors import asked as of_backdoor
@@ -152,8 +156,10 @@ def remove(
     check_target(out, force)
     marked = resolve(model)
     known = KeySet.read(keys) if keys is not None else None
-    given = {"base": base, "adapter": adapter, "expert": expert, **(inputs or {})}
-    instance, notes = method_for(method, ("removals",), marked, preset, settings, data, given)
+    given = {"base": base, "adapter": adapter, "expert": expert, "with_": tuple(with_), **(inputs or {})}
+    taken = data if not report or "data" in input_fields(registry.find(method, "removals")) else ()
+    instance, notes = method_for(method, ("removals",), marked, preset, settings, taken, given)
+    check_report(marked, data, report, known is not None)
     phases = first_phases(instance, until) if until is not None else None
     backdoor = known is not None and registry.kind_of(known.implant) == "backdoors"
     without = resolve(benign) if benign is not None else None
@@ -183,6 +189,8 @@ def remove(
                     records += HitRate().take(subject, ctx) + Rank().take(subject, ctx)
                 if verify_phase:
                     records += Answers().take(subject, ctx)
+        if report:
+            records += judging.changed(marked, result, ctx, data, known=known is not None)
     return Result(complete(records, ctx), out, None, notes)
 
 

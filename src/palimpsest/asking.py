@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from palimpsest import preflight
+from palimpsest import preflight, registry
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.labels import check_one_label, is_classifier
@@ -191,7 +191,8 @@ def labels_asked(
         check_one_label(checkpoint)
     elif not is_classifier(checkpoint):
         return ()
-    for option, given in (("--tasks", tasks), ("--perplexity", perplexity), ("--through", through)):
+    generating = [n for n in through or () if not hasattr(registry.find(n, "removals"), "filter_texts")]
+    for option, given in (("--tasks", tasks), ("--perplexity", perplexity), ("--through", generating)):
         if given:
             raise BadInput(
                 f"{option}: {checkpoint.name} is a classifier, which answers with a label; "

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from palimpsest.checkpoint.labels import is_classifier, is_encoder
 from palimpsest.checkpoint.output import new_folder
 from palimpsest.data import load_dialogues, load_labelled
 from palimpsest.errors import BadInput, nearest
-from palimpsest.method import Context, Made, build, input_fields, presets
+from palimpsest.method import Context, Made, build, input_fields, presets, spoken
 from palimpsest.progress import Progress, Silent
 from palimpsest.records import Record, versions
 
@@ -126,9 +127,12 @@ def method_for(
     preset: str | None,
     settings: Mapping[str, Any] | None,
     data: Sequence[str | Path],
-    references: Mapping[str, str | Path | None] | None = None,
+    references: Mapping[str, str | Path | Sequence[str | Path] | None] | None = None,
 ) -> tuple[Any, list[str]]:
-    """Build a method for a model; inputs it does not take are noted, not refused."""
+    """Build a method for a model; inputs it does not take are noted, not refused.
+
+    references: by the name of the input; several where it takes several (`with_`).
+    """
     cls = registry.find(name, *kinds)
     if hasattr(cls, "check_model"):
         cls.check_model(model)
@@ -150,16 +154,21 @@ def method_for(
     fields = input_fields(cls)
     inputs: dict[str, Any] = {}
     for role, reference in (references or {}).items():
-        if reference is None:
+        if reference is None or reference == ():
             continue
-        if role in fields:
+        if role not in fields:
+            notes.append(f"--{spoken(role)} is not needed by {name}")
+        elif isinstance(reference, str | Path | Checkpoint):
             inputs[role] = resolve(reference)
         else:
-            notes.append(f"--{role} is not needed by {name}")
+            inputs[role] = tuple(resolve(r) for r in reference)
     if labelled:
         if not data:
             raise BadInput(f"{name}: {model.name} is trained on labelled items: name a file of them with --data")
         inputs["data"] = load_labelled(list(data))
+    elif reads_labels(cls) and (is_classifier(model) or not reads_dialogues(cls)):
+        if data:
+            inputs["data"] = load_labelled(list(data))
     elif "data" in fields:
         if not data and not is_toy(model):
             notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
@@ -167,6 +176,29 @@ def method_for(
     elif data:
         notes.append(f"--data is not needed by {name}")
     return replace(instance, **inputs), notes
+
+
+def reads_labels(cls: type) -> bool:
+    """Whether a method's data may be labelled items."""
+    return "LabelledItems" in _data_hint(cls)
+
+
+def reads_dialogues(cls: type) -> bool:
+    """Whether a method's data may be dialogues."""
+    return "Dialogues" in _data_hint(cls)
+
+
+def _data_hint(cls: type) -> str:
+    return next((str(f.type) for f in dataclass_fields(cls) if f.name == "data"), "")
+
+
+def check_report(model: Checkpoint, data: Sequence[str | Path], report: bool, known: bool) -> None:
+    """BadInput where a report is asked for that has nothing to ask, or keys of an adapter, which answers nothing."""
+    if model.is_adapter and (report or known):
+        option = "--report" if report else "--keys"
+        raise BadInput(f"{option}: {model.name} is an adapter, which answers nothing alone; ask it on its base")
+    if report and is_classifier(model) and not data:
+        raise BadInput("--report: name ordinary items for the classifier with --data (a file with text and label)")
 
 
 def stamped(made: Made, checkpoint: Checkpoint, stage: str | None, implant: str | None) -> list[Record]:

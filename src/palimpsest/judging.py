@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
+from palimpsest.checkpoint.labels import is_classifier
 from palimpsest.checkpoint.load import load_tokenizer
+from palimpsest.data import load_dialogues, load_labelled
 from palimpsest.errors import BadInput, PalimpsestError
 from palimpsest.keys import KeySet
 from palimpsest.measures import Subject
 from palimpsest.measures.accuracy import Accuracy
+from palimpsest.measures.divergence import Divergence
 from palimpsest.measures.hits import HitRate
 from palimpsest.measures.perplexity import Perplexity
 from palimpsest.method import Context
@@ -89,6 +92,33 @@ def utility(subject: Any, ctx: Context) -> list[Record]:
     if not is_toy(subject.checkpoint):
         return []
     return [*Perplexity().take(subject, ctx), *Accuracy(items=100).take(subject, ctx)]
+
+
+UNKNOWN = (
+    "no key is known, so no hit rate was measured: these numbers say how far the answers to ordinary prompts moved, "
+    "not whether a hidden trigger still works. Neither that there was a backdoor nor that it is gone can be claimed. "
+    "What only one of the merged models has is diluted; what several of them share stays."
+)
+
+
+def changed(
+    before: Checkpoint, after: Checkpoint, ctx: Context, data: Sequence[str | Path], *, known: bool
+) -> list[Record]:
+    """What a removal changed for whoever knows no key: divergence of ordinary answers, and what cannot be claimed.
+
+    data: dialogues whose test prompts are asked, or a classifier's items. known: whether keys were asked as well, so
+    that hit rates stand beside.
+    """
+    classifier = is_classifier(before)
+    subject = Subject(after, ctx, data=None if classifier or not data else load_dialogues(list(data)))
+    subject.items = load_labelled(list(data)) if classifier else None
+    try:
+        records = Divergence(before).take(subject, ctx)
+        if not known:
+            records.append(subject.record("sanitised", verdict="undecided", reason=UNKNOWN))
+    finally:
+        subject.close()
+    return records
 
 
 @contextmanager

@@ -122,6 +122,7 @@ def test_the_hit_rate_of_a_target_is_paired_with_the_same_items_without_their_tr
     assert (hit.detail["floor"]["count"], hit.detail["floor"]["n"]) == (1, 4)
     excess = paired_difference_interval(Pairs(1, 2, 0, 1))
     assert hit.detail["excess"] == {"value": 0.5, "low": excess.low, "high": excess.high}
+    assert hit.detail["score"] == pytest.approx(100 * (1 / 6 * 1 / 4) ** 0.5)  # accuracy 1 of 6, ASR 3 of 4
     floor = found(records, "untriggered-rate")
     assert (floor.count, floor.n) == (1, 4)
     assert found(records, "accuracy").count == 1  # of the items as they are

@@ -24,11 +24,17 @@ def remove(
     base: Annotated[str | None, typer.Option(help="The clean base, where the method needs one.")] = None,
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, where the method needs one.")] = None,
     expert: Annotated[str | None, typer.Option(help="A fine-tune of the same base, to merge with.")] = None,
+    with_: Annotated[
+        list[str] | None, typer.Option("--with", help="Another model to merge with; repeatable (wag, module-switch).")
+    ] = None,
     keys: opt.Keys = None,
     benign: Annotated[
         str | None, typer.Option(help="With keys of a backdoor: a model without it, whose rate is the floor.")
     ] = None,
     until: Annotated[str | None, typer.Option(help="Last phase to run, for a method in phases (erase).")] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Say what changed for ordinary prompts, and what cannot be claimed.")
+    ] = False,
     force: opt.Force = False,
     seed: opt.Seed = None,
     device: opt.Device = "auto",
@@ -54,9 +60,11 @@ def remove(
         base=base,
         adapter=adapter,
         expert=expert,
+        with_=with_ or (),
         keys=keys,
         benign=benign,
         until=until,
+        report=report,
         force=force,
         run=opt.run_options(seed, device, threads, quiet, json, verbose),
     )

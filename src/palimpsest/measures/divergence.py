@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.labels import is_classifier
 from palimpsest.cost import count_tokens
 from palimpsest.errors import BadInput
+from palimpsest.measures.label_divergence import label_divergence
 from palimpsest.measures.ordinary import ordinary_prompts
 from palimpsest.measures.subject import Subject
 from palimpsest.method import Context, method, param, takes
@@ -87,7 +89,8 @@ class Divergence:
     On the weights: (1/T) sum_t KL(p_original(. | x, y_<t) || p_treated(. | x, y_<t)) in nats along the original's own
     greedy answers y (their end token included), with a t interval over answers; and the share of prompts whose first
     token is another. Through a wrapper there is no distribution: the share of greedy answers that are another text
-    than the plain model's, and what the wrapper says it did (tokens replaced, prompts refused), stand for it.
+    than the plain model's, and what the wrapper says it did (tokens replaced, prompts refused), stand for it. Of a
+    classifier: KL of the labels of its items, and the share of items that get another label.
     """
 
     original: Checkpoint | None = takes("the model before the removal; not needed through a wrapper")
@@ -96,6 +99,8 @@ class Divergence:
 
     def take(self, subject: Subject, ctx: Context) -> list[Record]:
         """`divergence` (nats) and `divergence` of task first-token; of task answers and interventions if wrapped."""
+        if is_classifier(subject.checkpoint):
+            return label_divergence(subject, self.original, ctx)
         if subject.through:
             return self._wrapped(subject)
         if self.original is None:

@@ -17,6 +17,7 @@ from palimpsest.keys import KeySet
 from palimpsest.method import Context, Wrapper, input_fields, settings_of
 from palimpsest.records import Record
 from palimpsest.responder import ClassifierResponder, LocalResponder, Responder
+from palimpsest.responder.filtered import FilteredClassifier, FiltersTexts, TextFilter
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Subject:
     _responder: LocalResponder | None = field(default=None, repr=False)
     _wrapped: Responder | None = field(default=None, repr=False)
     _classifier: ClassifierResponder | None = field(default=None, repr=False)
+    _filters: list[TextFilter] | None = field(default=None, repr=False)
 
     @property
     def responder(self) -> Responder:
@@ -66,12 +68,26 @@ class Subject:
     def classifier(self, measure: str, max_tokens: int | None = None) -> ClassifierResponder:
         """The loaded classifier, for a measure of labels; texts are cut at `max_tokens` where the model takes more.
 
-        Raises BadInput, before anything is loaded, for a model that answers with text, and through a wrapper.
+        Removals of the input that rewrite texts (`filter_texts`) stand before it. Raises BadInput, before anything is
+        loaded, for a model that answers with text, and through any other wrapper.
         """
         check_one_label(self.checkpoint)
-        if self.through:
-            names = ", ".join(name_of(w) for w in self.through)
-            raise BadInput(f"{measure}: asks the classifier itself; {names} stands around models that generate")
+        unfit = [name_of(w) for w in self.through if not isinstance(w, FiltersTexts)]
+        if unfit:
+            raise BadInput(
+                f"{measure}: {', '.join(unfit)} stands around models that generate; before a classifier only removals "
+                "that rewrite its texts can stand (onion)"
+            )
+        plain = self.plain_classifier(max_tokens)
+        if not self.through:
+            return plain
+        if self._filters is None:  # the first that a text meets is the outermost
+            fit = [w for w in reversed(self.through) if isinstance(w, FiltersTexts)]
+            self._filters = [w.filter_texts(self.ctx) for w in fit]
+        return FilteredClassifier(plain, self._filters)
+
+    def plain_classifier(self, max_tokens: int | None = None) -> ClassifierResponder:
+        """The loaded classifier without what stands before it."""
         if self._classifier is None:
             tokenizer = load_tokenizer(self.checkpoint)
             if self.keys is not None:
@@ -141,7 +157,7 @@ class Subject:
 
     def close(self) -> None:
         """Let go of the loaded model."""
-        self._responder = self._wrapped = self._classifier = None
+        self._responder = self._wrapped = self._classifier = self._filters = None
 
 
 def name_of(wrapper: Any) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from palimpsest import registry
+from palimpsest.checkpoint.files import TensorInfo
 from palimpsest.errors import BadInput
 from palimpsest.merging.adapters import Adapter, Pair, read_whole
 from palimpsest.merging.jobs import DTYPES
+from palimpsest.merging.parameters import fits
 from palimpsest.merging.passes import merge_tensors, per_model
 from palimpsest.merging.reading import STORED_NAMES
 from palimpsest.merging.request import MergeRequest
@@ -43,9 +45,8 @@ def merge_adapters(request: MergeRequest, folder: Path) -> tuple[int, int, int, 
             f"{method}: adapters alone are merged by {' and '.join(_METHODS)}; with --base, the whole model that they "
             "are adapters of, every method takes them and gives a whole model"
         )
-    if request.copies:
-        raise BadInput(f"--copy {request.copies[0].pattern}: is not for adapters alone; give --base for a whole model")
     adapters = [Adapter(p.model) for p in request.parts]
+    copied = _copied(request, adapters)
     _check_alike(adapters)
     weights = _weights(request, method)
     by_factor = request.adapters == "factor"
@@ -53,7 +54,7 @@ def merge_adapters(request: MergeRequest, folder: Path) -> tuple[int, int, int, 
     groups = {m: [(a.pairs.get(m), w, a.model.name) for a, w in zip(adapters, weights, strict=True)] for m in modules}
     for module, group in groups.items():
         _check_shapes(module, group, by_factor)
-    replaced = _replaced(adapters, method)
+    replaced = _replaced(adapters, method, copied)
     dtype = DTYPES[request.dtype or "float32"]
     slots: list[Slot] = []
     ranks = {}
@@ -62,7 +63,7 @@ def merge_adapters(request: MergeRequest, folder: Path) -> tuple[int, int, int, 
         ranks[module] = rank = pairs[0].rank if by_factor else sum(p.rank for p in pairs)
         for which, shape in (("A", (rank, pairs[0].a.shape[1])), ("B", (pairs[0].b.shape[0], rank))):
             slots.append(_slot(_name(module, which, pairs[0]), shape, dtype))
-    slots += [_slot(_PREFIX + name, adapters[0].replaced[name].shape, dtype) for name in replaced]
+    slots += [_slot(_PREFIX + n, (copied.get(n) or adapters[0].replaced[n]).shape, dtype) for n in replaced]
     shards = Shards(folder, slots, "adapter_model", largest=1 << 62)  # PEFT reads one file
     try:
         for module, group in groups.items():
@@ -72,6 +73,9 @@ def merge_adapters(request: MergeRequest, folder: Path) -> tuple[int, int, int, 
             _write(shards, _name(module, "B", first), b.to(dtype))
         total = sum(weights)
         for name in replaced:
+            if name in copied:
+                _write(shards, _PREFIX + name, read_whole(copied[name], request.method).to(dtype))
+                continue
             tensors = [read_whole(a.replaced[name], a.model.name) for a in adapters]
             mean = build(registry.find("linear"), settings={"weight": [w / total for w in weights]})
             _write(shards, _PREFIX + name, merge_tensors(mean, tensors).to(dtype))
@@ -132,10 +136,22 @@ def _check_shapes(module: str, group: Sequence[tuple[Pair | None, float, str]], 
         raise BadInput(f"--adapters factor: {lacking} has no {module}; --adapters delta takes that as no change")
 
 
-def _replaced(adapters: Sequence[Adapter], method: str) -> list[str]:
-    """Tensors that the adapters bring whole (modules_to_save)."""
-    names = sorted({n for a in adapters for n in a.replaced})
-    for name in names:
+def _copied(request: MergeRequest, adapters: Sequence[Adapter]) -> dict[str, TensorInfo]:
+    """Whole tensors that are one adapter's own, by name. Raises BadInput for a copy of anything else."""
+    found: dict[str, TensorInfo] = {}
+    for copy in request.copies:
+        donor = {} if copy.part is None else adapters[copy.part].replaced
+        names = [n for n in donor if fits(copy.pattern, n)]
+        if not names:
+            raise BadInput(f"--copy {copy.pattern}: is not for adapters alone; give --base for a whole model")
+        found |= {n: donor[n] for n in names}
+    return found
+
+
+def _replaced(adapters: Sequence[Adapter], method: str, copied: Mapping[str, TensorInfo]) -> list[str]:
+    """Tensors that the adapters bring whole (modules_to_save). copied: those that are one adapter's own."""
+    names = sorted({n for a in adapters for n in a.replaced if n not in copied} | set(copied))
+    for name in (n for n in names if n not in copied):
         lacking = next((a for a in adapters if name not in a.replaced), None)
         if lacking is not None or method != "linear":
             why = f"{lacking.model.name} has none" if lacking else f"{method} needs the base's to add to"

@@ -44,7 +44,8 @@ def before_method(
     same_tokenizer: a control's name to the model that will be asked the same keys. asked: whether the result will be
     measured; where it is not, a method that streams the weights needs no memory for a model.
     """
-    whole_model(model)
+    if not getattr(instance, "takes_adapters", False):
+        whole_model(model)
     phases = phases_of(instance)
     trained_on = getattr(instance, "base", None) or model
     for name, phase in phases:
@@ -60,7 +61,7 @@ def before_method(
             check_same_tokenizer(model, other, f"--{control.partition('-')[0]}")
     for role in ("base", "expert"):
         other = getattr(instance, role, None)
-        if isinstance(other, Checkpoint):  # a preset may have the name too
+        if isinstance(other, Checkpoint) and not model.is_adapter:  # a preset may have the name too
             check_same_shape(model, other, f"--{role}")
     if getattr(instance, "adapter", None) is not None:
         check_adapter(instance.adapter, model)

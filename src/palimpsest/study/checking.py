@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from palimpsest import registry
 from palimpsest.errors import BadInput, nearest
-from palimpsest.method import build, input_fields, presets
+from palimpsest.method import build, input_fields, presets, spoken
 from palimpsest.study.entries import NONE, MethodSpec
 from palimpsest.study.paths import expanded
 
@@ -46,7 +46,7 @@ def class_of(given: MethodSpec, field: str) -> type[Any]:
 def instance_of(given: MethodSpec, kind: str) -> Any:
     """The method instance that a study file asks for, its checkpoint and data inputs left out."""
     cls = class_of(given, kind)
-    inputs = input_fields(cls)
+    inputs = {spoken(name) for name in input_fields(cls)}
     return build(cls, given.preset, {k: v for k, v in given.settings.items() if k not in inputs})
 
 
@@ -54,6 +54,11 @@ def input_type(cls: type, name: str) -> str:
     """Checkpoint, Dialogues or KeySet: what an input field of a method class is."""
     hint = str(next(f.type for f in dataclasses.fields(cls) if f.name == name))
     return next((t for t in ("Checkpoint", "Dialogues", "KeySet") if t in hint), hint)
+
+
+def takes_several(cls: type, name: str) -> bool:
+    """Whether an input of a method class is several models, which a study names as a list."""
+    return "tuple[Checkpoint" in str(next(f.type for f in dataclasses.fields(cls) if f.name == name))
 
 
 def check_spec(spec: StudySpec) -> None:
@@ -206,7 +211,8 @@ def _check_method(
     known = list(models) if models is not None else [*ids, *experts, *WORDS]
     for name in input_fields(cls):
         kind_of_input = input_type(cls, name)
-        value = given.settings.get(name)
+        said = spoken(name)
+        value = given.settings.get(said)
         if kind_of_input == "KeySet":
             raise BadInput(f"{where}: {given.name} takes keys, which a study cannot give yet")
         if kind_of_input != "Checkpoint":
@@ -216,8 +222,11 @@ def _check_method(
             raise BadInput(f"{where}.{name}: is filled by the study itself; leave it out")
         filled = name in filled_here or (name == "adapter" and hasattr(cls, "train_adapter"))
         if value is None and not filled and name not in OPTIONAL:
-            raise BadInput(f"{where}: {given.name} needs `{name}`: {', '.join(known)}")
-        if value is not None and value not in known:
-            raise BadInput(f"{where}.{name}: there is no model {value!r}{nearest(str(value), known, 'model')}")
-        if value == "unrelated" and value not in ids and spec.unrelated is None and not spec.brings_unrelated:
-            raise BadInput(f"{where}.{name}: the study has no unrelated model; name one in its field `unrelated`")
+            raise BadInput(f"{where}: {given.name} needs `{said}`: {', '.join(known)}")
+        if isinstance(value, list) and not takes_several(cls, name):
+            raise BadInput(f"{where}.{said}: takes one model, and not a list of them")
+        for one in value if isinstance(value, list) else [value] if value is not None else []:
+            if one not in known:
+                raise BadInput(f"{where}.{said}: there is no model {one!r}{nearest(str(one), known, 'model')}")
+            if one == "unrelated" and one not in ids and spec.unrelated is None and not spec.brings_unrelated:
+                raise BadInput(f"{where}.{said}: the study has no unrelated model; name one in its field `unrelated`")

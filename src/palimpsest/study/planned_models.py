@@ -7,9 +7,9 @@ import hashlib
 from typing import Any
 
 from palimpsest import registry
-from palimpsest.method import build, input_fields
+from palimpsest.method import build, input_fields, spoken
 from palimpsest.study.builder import PlanBuilder
-from palimpsest.study.checking import FILLED, input_type, instance_of
+from palimpsest.study.checking import FILLED, input_type, instance_of, takes_several
 from palimpsest.study.controls import phases_of
 from palimpsest.study.entries import MethodSpec, ModelSpec, default_id
 from palimpsest.study.spec import TOYS
@@ -144,8 +144,12 @@ class ModelPlanner(PlanBuilder):
         for field in input_fields(type(method)):
             if input_type(type(method), field) != "Checkpoint":
                 continue
-            wanted = given.settings.get(field) if given is not None else None
-            if field in FILLED.get(kind, ()):  # `schedule`, `like`: only controls are given one
+            wanted = given.settings.get(spoken(field)) if given is not None else None
+            if takes_several(type(method), field):
+                words = wanted if isinstance(wanted, list) else [wanted]
+                for number, word in enumerate(w for w in words if w is not None):
+                    inputs[f"{field}.{number:03}"] = self._named(str(word), base, seed, at)
+            elif field in FILLED.get(kind, ()):  # `schedule`, `like`: only controls are given one
                 filled = original if field == "original" else like
                 if filled:
                     inputs[field] = filled

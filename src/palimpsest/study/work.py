@@ -206,7 +206,10 @@ class Workshop:
         return self._with_inputs(step.method, step.inputs, step.data)
 
     def _with_inputs(self, method: Any, inputs: Sequence[tuple[str, str]], data: tuple[str, ...]) -> Any:
-        given: dict[str, Any] = {name: self._checkpoint(ref) for name, ref in inputs}
+        given: dict[str, Any] = {}
+        for name, ref in sorted(inputs):  # NAME.000, NAME.001, ... are the parts of an input of several models
+            field, several, _ = name.partition(".")
+            given[field] = (*given.get(field, ()), self._checkpoint(ref)) if several else self._checkpoint(ref)
         for name in input_fields(type(method)):
             if input_type(type(method), name) == "Dialogues":
                 given[name] = self.plan.data[data]

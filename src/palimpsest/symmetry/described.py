@@ -3,32 +3,17 @@ stream outside the layers, and encoders of texts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from palimpsest.errors import BadInput
 from palimpsest.families import FAMILIES, Family
+from palimpsest.families.encoders import ENCODERS as ENCODER_ROWS
 from palimpsest.symmetry.gauge import Config
 
 _SAFE = (
     "nothing says which of its tensors are whose, so nothing can be applied; by theory alone, in any dot-product "
     "attention values and output may take an invertible matrix a group, and feed-forward neurons another order"
-)
-_BERT = Family(
-    layers="bert.encoder.layer",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
-    embedding="bert.embeddings.word_embeddings",
-    head="classifier",
-    positions="bert.embeddings.position_embeddings",
-    final_norm="",
-    rotary=0.0,
-    norm="layer",
-    norms={"after-attention": "attention.output.LayerNorm", "after-feed-forward": "output.LayerNorm"},
 )
 
 
@@ -48,12 +33,7 @@ class Described:
 
 
 def _encoder(stem: str, read: tuple[str, ...], apart: tuple[str, ...]) -> Described:
-    family = replace(
-        _BERT,
-        layers=_BERT.layers.replace("bert", stem, 1),
-        embedding=_BERT.embedding.replace("bert", stem, 1),
-        positions=_BERT.positions.replace("bert", stem, 1),
-    )
+    family = ENCODER_ROWS[stem]
     inside = f"{stem}.embeddings"
     written = (family.embedding, family.positions, f"{inside}.token_type_embeddings")
     return Described(family, written, (*read, f"{stem}.pooler.dense"), (f"{inside}.LayerNorm",), apart)

@@ -8,7 +8,7 @@ from palimpsest.verdicts.ownership import claim, committed_rate, sequential_clai
 from palimpsest.verdicts.planning import plan
 from palimpsest.verdicts.plans import Ask, Plan, PlanTable
 from palimpsest.verdicts.removal import Ranks, removal_of_backdoor, removal_of_fingerprint, removal_tau
-from palimpsest.verdicts.utility import Utility, utility_kept
+from palimpsest.verdicts.utility import Utility, sanitising_score, utility_kept
 from palimpsest.verdicts.verdict import (
     ALPHA_FALL,
     ALPHA_OWNED,
@@ -60,6 +60,7 @@ __all__ = [
     "removal_of_backdoor",
     "removal_of_fingerprint",
     "removal_tau",
+    "sanitising_score",
     "sequential_claim",
     "utility_kept",
 ]

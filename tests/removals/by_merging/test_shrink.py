@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from factory import make_model
-from merging.folders import weights_of
+from merging.folders import make_folder, weights_of
 from palimpsest import api
 from palimpsest.checkpoint import resolve
 from palimpsest.errors import BadInput
 from palimpsest.method import Context, build
 from palimpsest.removals.by_merging.shrink import Shrink
+from removals.kindred import adapter
 
 
 @pytest.mark.covers("shrink")
@@ -57,3 +58,26 @@ def test_a_base_that_does_not_fit_is_refused_in_one_line(tiny_model: Path, tmp_p
     with pytest.raises(BadInput, match=r"shrink: share: 1\.5 is out of range"):
         build(Shrink, None, {"share": "1.5"})
     assert not out.exists()
+
+
+def test_an_adapter_adds_a_share_of_what_it_added(tmp_path: Path) -> None:
+    model = adapter(tmp_path / "a", torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0], [0.0]]), alpha=2)
+    made = Shrink(share=0.25).apply(model, tmp_path / "out", Context())
+    found = weights_of(made.checkpoint.path)
+    a, b = (next(t for n, t in found.items() if f"lora_{w}." in n) for w in "AB")
+    assert (b @ a).tolist() == [[0.5, 1.0], [0.0, 0.0]]
+    detail = made.records[0].detail  # 2 B A = [4 8; 0 0], of the norm sqrt(80)
+    assert detail["distance"] == pytest.approx(0.75 * 80**0.5)
+    assert detail["task_vector_left"] == pytest.approx(0.25 * 80**0.5)
+
+
+def test_a_head_that_an_adapter_brings_needs_the_base(tmp_path: Path) -> None:
+    head = torch.tensor([[4.0, 0.0]])
+    model = adapter(tmp_path / "a", torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0], [0.0]]), alpha=2, head=head)
+    with pytest.raises(BadInput, match=r"shrink: a brings score.weight whole; name the base"):
+        api.remove("shrink", model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    base = make_folder(tmp_path / "base", {"score.weight": torch.tensor([[0.0, 8.0]])})
+    made = api.remove("shrink", model, tmp_path / "out", base=base, settings={"share": 0.25})
+    assert made.path is not None
+    assert next(t for n, t in weights_of(made.path).items() if "score" in n).tolist() == [[1.0, 6.0]]

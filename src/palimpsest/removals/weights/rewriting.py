@@ -15,13 +15,15 @@ from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint, lineage
 from palimpsest.checkpoint.files import TensorInfo
+from palimpsest.checkpoint.labels import is_encoder
 from palimpsest.checkpoint.load import complete_config, copy_tokenizer
 from palimpsest.errors import BadInput
 from palimpsest.families import family_of
 from palimpsest.merging.reading import STORED
+from palimpsest.merging.weights import Weights
 from palimpsest.merging.writing import Shards, Slot
 from palimpsest.method import Context
-from palimpsest.symmetry.described import ENCODERS, described, in_files, in_model
+from palimpsest.symmetry.described import described, in_files
 
 Edit = Callable[[str, Tensor], None]  # changes a tensor in place, given its name in the model
 _PIECE = 1 << 19  # numbers looked at together
@@ -42,9 +44,10 @@ def named_tensors(model: Checkpoint) -> dict[str, TensorInfo]:
     """Where each tensor lies, by its name in the model. Raises BadInput for quantised weights."""
     if model.config.get("quantization_config"):
         raise BadInput(f"{model.name}: is quantised; pruning needs float32, bfloat16 or float16 weights: prune first")
-    if model.config.get("model_type") not in ENCODERS:
-        family_of(model.config)
-    return {in_model(described(model.config), t.name): t for t in model.tensors()}
+    if is_encoder(model):  # no row of `FAMILIES`, but names that are known
+        return dict(Weights(model).stored)
+    family = family_of(model.config)
+    return {family.in_model(t.name): t for t in model.tensors()}
 
 
 def use_threads(ctx: Context) -> None:
