@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence", "preflight"),
     ("study",),
     ("calls", "judging", "inspecting", "planning", "through"),
-    ("asking", "ancestry", "protecting", "realigning"),
+    ("asking", "ancestry", "protecting", "realigning", "studying"),
     ("api",),
     ("cli",),
 )

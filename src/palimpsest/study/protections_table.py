@@ -34,7 +34,7 @@ Accuracy = dict[str, Record]  # by task
 
 @dataclass(frozen=True)
 class Reading:
-    """What a chain of the study is: how it was protected, what the thief did then, how he merged, by which coefficient."""
+    """What a chain of the study is: how it was protected, what the thief did then, how he merged, by how much."""
 
     removal: str
     protection: str
