@@ -26,6 +26,7 @@ __all__ = [
     "realign",
     "remove",
     "run_study",
+    "study_check",
     "study_compare",
     "study_report",
     "study_status",

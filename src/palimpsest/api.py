@@ -26,7 +26,7 @@ from palimpsest.planning import plan
 from palimpsest.protecting import protect
 from palimpsest.realigning import realign
 from palimpsest.records import Record
-from palimpsest.studying import run_study, study_compare, study_report, study_status
+from palimpsest.studying import run_study, study_check, study_compare, study_report, study_status
 from palimpsest.through import refuse_wrapper
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ __all__ = [
     "realign",
     "remove",
     "run_study",
+    "study_check",
     "study_compare",
     "study_report",
     "study_status",

@@ -82,7 +82,6 @@ def test_a_made_model_is_a_target_and_its_first_ancestor_is_the_base(tmp_path: P
 
 def test_a_made_model_can_carry_a_mark(tmp_path: Path) -> None:
     other = {"id": "other", "from": ["tiny", "other-mark"]}
-    merge = [{"averaging": {"expert": "other"}}]
     made = planned(
         tmp_path,
         other,
