@@ -3,12 +3,12 @@
     python benchmarks/realign/run.py curves   --out benchmarks/realign/curves.json
     python benchmarks/realign/run.py tuned    --out benchmarks/realign/tuned.json
     python benchmarks/realign/run.py neurons  --out benchmarks/realign/neurons.json
-    python benchmarks/realign/run.py draw     --out benchmarks/realign
+    python benchmarks/realign/drawing.py --page docs/protections/realignment.md      tables and picture of the results
 
 `curves`: the embedded toy model with a random change of every matrix of a given relative norm, then a drawn gauge
 (condition 2, every component that is legal), then `joint` towards the base, and towards a sibling whose change has the
 same norm and its own direction. `tuned`: fine-tunes of the toy in the place of random changes. `neurons`: the
-assignment of one layer of 11,008 neurons of width 4,096. `draw`: curves.svg of the two files.
+assignment of one layer of 11,008 neurons of width 4,096.
 What was found is composed with what was drawn: the identity where it is exact.
 """
 
@@ -165,22 +165,24 @@ def curves(seeds: int) -> list[dict[str, Any]]:
 
 
 def tuned(seeds: int) -> list[dict[str, Any]]:
-    """Fine-tunes of the toy on a skill that it lacks, of several strengths; the sibling is tuned on dialogues."""
+    """Fine-tunes of the toy on a skill that it lacks, of three strengths; the sibling is tuned on dialogues."""
     import palimpsest as pal
 
     base, rows = resolve("toy"), []
-    for steps, lr in ((20, 5e-4), (100, 5e-4), (400, 5e-4), (400, 2e-3), (400, 6e-3)):
-        for seed in range(seeds):
-            with tempfile.TemporaryDirectory() as scratch:
-                at = Path(scratch)
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as scratch:
+            at, run = Path(scratch), pal.Run(seed=seed)
+
+            def fine_tuned(name: str, data: str, steps: int, lr: float, at: Path = at, run: Any = run) -> Checkpoint:
                 settings = {"tuning.adapter": "full", "tuning.steps": steps, "tuning.lr": lr, "tuning.batch": 8}
-                made = []
-                for name, data in (("tuned", "toy:tower-code"), ("sibling", "toy")):
-                    run = pal.Run(seed=seed)
-                    pal.finetune("toy", at / name, data=[data], settings=settings, run=run)
-                    made.append(Checkpoint(at / name, name))
-                for kind, anchor in (("base", base), ("sibling", made[1])):
-                    row = one(base, made[0], anchor, seed, at / kind)
+                pal.finetune("toy", at / name, data=[data], settings=settings, run=run)
+                return Checkpoint(at / name, name)
+
+            sibling = fine_tuned("sibling", "toy", 100, 1e-3)
+            for steps, lr in ((20, 5e-4), (100, 1e-3), (100, 5e-3)):
+                model = fine_tuned(f"tuned-{steps}-{lr}", "toy:tower-code", steps, lr)
+                for kind, anchor in (("base", base), ("sibling", sibling)):
+                    row = one(base, model, anchor, seed, at / f"{kind}-{steps}-{lr}")
                     rows.append({"steps": steps, "lr": lr, "seed": seed, "anchor": kind, **row})
                     print(steps, lr, seed, kind, row["distance"], row["neurons_right"], row["left_over"]["all"])
     return rows
@@ -189,7 +191,7 @@ def tuned(seeds: int) -> list[dict[str, Any]]:
 def neurons() -> list[dict[str, Any]]:
     """Assignment of 11,008 neurons of width 4,096 (Llama-2-7B's layer), permuted, scaled with signs, and changed."""
     count, width, rows = 11008, 4096, []
-    for size in (0.1, 1.0, 2.0, 3.0):
+    for size in (0.1, 1.0, 3.0):
         drawn = torch.Generator().manual_seed(0)
         base = [torch.randn(count, width, generator=drawn) for _ in range(3)]
         order = torch.randperm(count, generator=drawn)
@@ -218,15 +220,10 @@ def neurons() -> list[dict[str, Any]]:
 def main() -> None:
     """Run one part and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["curves", "tuned", "neurons", "draw"])
+    parser.add_argument("part", choices=["curves", "tuned", "neurons"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     asked = parser.parse_args()
-    if asked.part == "draw":
-        from drawing import draw_curves  # beside this file
-
-        draw_curves(asked.out)
-        return
     rows = {"curves": curves, "tuned": tuned}[asked.part](asked.seeds) if asked.part != "neurons" else neurons()
     machine = {"machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__}
     asked.out.write_text(json.dumps({"part": asked.part, **machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -69,7 +69,7 @@ def test_a_step_always_draws_the_same_place_and_another_step_another(tmp_path: P
     first, again, later = (loss.moved(network, s)[name] for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, later)
     size = (first - dict(network.named_parameters())[name]).detach().square().mean().sqrt()
-    spread = dict(network.named_parameters())[name].square().mean().sqrt()
+    spread = dict(network.named_parameters())[name].detach().square().mean().sqrt()
     assert float(size / spread) == pytest.approx(0.1, rel=0.1)
 
 
