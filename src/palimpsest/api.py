@@ -17,6 +17,7 @@ from palimpsest.calls import DEFAULT_RUN, Result, Run, check_report, complete, f
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
 from palimpsest.cost import metered
+from palimpsest.data import Dialogues
 from palimpsest.errors import BadInput, nearest
 from palimpsest.inspecting.tasks import list_tasks
 from palimpsest.keys import KeySet
@@ -153,8 +154,8 @@ def remove(
         records = stamped(made, result, None, known.implant if known else None)
         if not result.is_adapter:
             asked = instance.data if "data" in input_fields(type(instance)) else None
-            if asked is not None and not asked.part("test"):
-                asked = None  # pairs of a skill: ordinary prompts are the toy's own
+            if not isinstance(asked, Dialogues) or not asked.part("test"):
+                asked = None  # labels of a classifier; pairs of a skill: ordinary prompts are the toy's own
             before: list[str] | None = None
             verify_phase = is_toy(marked)
             if verify_phase:
