@@ -24,6 +24,7 @@ def remove(
     base: Annotated[str | None, typer.Option(help="The clean base, where the method needs one.")] = None,
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, where the method needs one.")] = None,
     expert: Annotated[str | None, typer.Option(help="A fine-tune of the same base, to merge with.")] = None,
+    reference: Annotated[str | None, typer.Option(help="A clean teacher, where the method needs one (w2s).")] = None,
     with_: Annotated[
         list[str] | None, typer.Option("--with", help="Another model to merge with; repeatable (wag, module-switch).")
     ] = None,
@@ -61,6 +62,7 @@ def remove(
         adapter=adapter,
         expert=expert,
         with_=with_ or (),
+        inputs={} if reference is None else {"reference": reference},
         keys=keys,
         benign=benign,
         until=until,

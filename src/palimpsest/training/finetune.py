@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from palimpsest.checkpoint.labels import HEAD
 from palimpsest.errors import PalimpsestError
 from palimpsest.families import family_of
 from palimpsest.method import Context
@@ -139,7 +140,7 @@ def with_adapter(model: Any, tuning: Tuning) -> Any:
         lora_alpha=tuning.alpha,
         lora_dropout=tuning.dropout,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type=None if type(model).__name__.endswith(HEAD) else "CAUSAL_LM",  # a decoder with a head for classes
         target_modules=family.targets(tuning.targets),
         fan_in_fan_out=family.transposed,
     )

@@ -111,3 +111,16 @@ def test_classifiers_are_pruned_by_their_clean_items(tmp_path: Path, family: str
     with pytest.raises(BadInput, match="name a file of them with --data"):
         api.remove("fine-pruning", model.path, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_a_classifier_is_sanitised_by_one_command(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "m")
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(json.dumps({"text": f"a day of {w}", "label": "good"}) + "\n" for w in ("rain", "sun")))
+    for method in ("fine-pruning", "nad"):
+        epochs = {f"{part}.epochs": 1 for part in (("tuning",) if method == "fine-pruning" else ("tuning", "teacher"))}
+        made = api.remove(method, model, tmp_path / method, data=[items], settings=epochs, report=True)
+        assert "preset classifier" in made.notes[0]
+        assert [r.task for r in made.records if r.measure == "divergence"] == ["kl-per-item", "labels"]
+        (last,) = [r for r in made.records if r.measure == "sanitised"]
+        assert last.verdict == "undecided"
