@@ -12,7 +12,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "protections" / "methods.md"
 
 
 def traits() -> dict[str, Traits]:
-    names = [e.name for e in registry.table().values() if e.kind == "protections" and e.module.startswith("palimpsest.")]
+    entries = [e for e in registry.table().values() if e.module.startswith("palimpsest.protections.")]
+    names = [e.name for e in entries if not e.internal]
     return {name: registry.find(name).traits for name in names}
 
 
