@@ -20,7 +20,9 @@ from protections.conftest import Models
 @pytest.mark.covers("mergebarrier")
 def test_energies_and_flips_of_a_head_of_two_pairs() -> None:
     # One group of two query heads, a head of 4: pair 0 is rows 0 and 2, pair 1 is rows 1 and 3.
-    query = torch.tensor([[[[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [2.0, 0.0]]]])
+    query = torch.tensor(
+        [[[[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [2.0, 0.0]]]]
+    )
     key = torch.tensor([[[0.0, 2.0], [1.0, 0.0], [0.0, 1.0], [4.0, 0.0]]])
     # Rows' squares: query heads 1 4 9 0 and 1 2 0 4, keys 4 1 1 16.
     energy = pair_energies(query, key, 2)
@@ -38,7 +40,9 @@ def test_the_written_rows_are_negated_and_no_other(models: Models, tmp_path: Pat
         query, key = (before[f"model.layers.{layer}.self_attn.{r}_proj.weight"].double() for r in "qk")
         for group in range(2):
             energy = torch.zeros(8, dtype=torch.float64)
-            heads = [query[16 * h : 16 * h + 16] for h in (2 * group, 2 * group + 1)] + [key[16 * group : 16 * group + 16]]
+            heads = [query[16 * h : 16 * h + 16] for h in (2 * group, 2 * group + 1)] + [
+                key[16 * group : 16 * group + 16]
+            ]
             for rows in heads:
                 for pair in range(8):
                     energy[pair] += rows[pair].square().sum() + rows[pair + 8].square().sum()
@@ -73,8 +77,11 @@ def test_the_reflection_negates_the_strongest_directions_and_is_orthogonal() -> 
     eye = torch.eye(6, dtype=torch.float64).expand(2, 6, 6)
     assert torch.allclose(found @ found.transpose(1, 2), eye) and torch.allclose(found, found.transpose(1, 2))
     for group in range(2):
-        gram = sum((query[group, h].double() @ query[group, h].double().T for h in range(3)), key[group].double() @ key[group].double().T)
-        values, vectors = torch.linalg.eigh(gram)
+        gram = sum(
+            (query[group, h].double() @ query[group, h].double().T for h in range(3)),
+            key[group].double() @ key[group].double().T,
+        )
+        _, vectors = torch.linalg.eigh(gram)
         for number in range(6):
             sign = -1.0 if number >= 4 else 1.0  # two of six, energies rising
             assert torch.allclose(found[group] @ vectors[:, number], sign * vectors[:, number])

@@ -25,7 +25,10 @@ def test_values_and_outputs_carry_one_matrix_a_group_and_its_inverse(models: Mod
     before, after, sizes = Layers(expert, "t"), Layers(made.checkpoint, "t"), Layers(expert, "t").sizes
     for layer in range(2):
         old, new = (side.weight(layer, "value").double().view(sizes.groups, sizes.head, -1) for side in (before, after))
-        outs = [side.weight(layer, "output").double().view(-1, sizes.groups, sizes.shared, sizes.head) for side in (before, after)]
+        outs = [
+            side.weight(layer, "output").double().view(-1, sizes.groups, sizes.shared, sizes.head)
+            for side in (before, after)
+        ]
         for group in range(sizes.groups):
             matrix = new[group] @ torch.linalg.pinv(old[group])  # W_v' = M W_v
             assert torch.allclose(matrix @ old[group], new[group], atol=1e-4)
@@ -65,6 +68,6 @@ def test_the_preset_leaves_queries_and_keys_alone(models: Models, tmp_path: Path
 
 def test_where_nothing_is_legal_it_is_refused(tmp_path: Path) -> None:
     clipped = make_model(tmp_path / "m", "olmo", clip_qkv=3.0)
-    with pytest.raises(BadInput, match="nothing of it keeps the function.*clip"):
+    with pytest.raises(BadInput, match=r"nothing of it keeps the function.*clip"):
         MergeLock.value_output().apply(resolve(clipped), tmp_path / "out", Context())
     assert not (tmp_path / "out").exists()

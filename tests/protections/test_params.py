@@ -57,8 +57,7 @@ def test_neurons_go_as_far_from_the_base_as_any_order_takes_them(models: Models,
 
 
 @pytest.mark.parametrize(
-    ("kind", "form"),
-    [("llama", "pair-tied"), ("gpt2", "free"), ("gpt_neox", "pair-tied and free"), ("qwen3", "gains")],
+    ("kind", "form"), [("llama", "pair-tied"), ("gpt2", "free"), ("gpt_neox", "pair-tied and free"), ("qwen3", "gains")]
 )
 def test_queries_and_keys_are_scaled_as_is_legal(models: Models, tmp_path: Path, kind: str, form: str) -> None:
     expert = resolve(models.expert(kind))

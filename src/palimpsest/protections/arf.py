@@ -61,7 +61,9 @@ class AnchorRepulsive:
         """Write the protected checkpoint to `out`."""
         base = needed_base(self.base, "arf", "its attention weights are the anchor")
         if self.tuning.adapter != "full":
-            raise BadInput("arf: trains attention weights themselves, which an adapter leaves: --set tuning.adapter=full")
+            raise BadInput(
+                "arf: trains attention weights themselves, which an adapter leaves: --set tuning.adapter=full"
+            )
         rows = chosen_dialogues(self.data, self.part, self.samples, "arf")
         loss = AnchorLoss(base, self.margin, self.weight, self.distance)
         made = tuned(model, rows, self.tuning, out, ctx, method="arf", loss_of=loss, parents={"base": base.digest()})

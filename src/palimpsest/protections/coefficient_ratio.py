@@ -1,7 +1,7 @@
 """The attack on published Taylor coefficients: their ratios give the secret scale and the point, without any base.
 
 C_n = s^-n c_n(z) w with c_n = f^(n) / n!: all C_n of a neuron are parallel, and with a_n = <C_n, u> for one direction u
-    (a_1 / a_0)^2 / (a_2 / a_0) = c_1(z)^2 / (c_0(z) c_2(z))   does not know s: a root in one unknown;   s = a_0 c_1 / (a_1 c_0).
+    (a_1 / a_0)^2 / (a_2 / a_0) = c_1(z)^2 / (c_0(z) c_2(z))   knows no s: one unknown;   s = a_0 c_1 / (a_1 c_0).
 Where the gate has no bias the shift s z is public as well, and a_0 c_1(z) = a_1 (s z) c_0(z) / z is what is solved.
 Then w = s^n C_n / c_n(z), the gate row is rows / s, and the feed-forward is in clear again. Derivation: ours.
 """

@@ -1,8 +1,9 @@
 """The forward pass of an expanded feed-forward, for evaluation only; stock transformers cannot load such a folder.
 
-Of an expanded neuron i are stored, with a secret s_i and the point z_i: rows s_i g_i, shift s_i (z_i - b_i) (b_i the gate's
-bias, where there is one), up row u_i (where there is a gate), and C_{i,n} = s_i^-n f^(n)(z_i) / n! w_i for n = 0..N, w_i its
-column of down. It gives (u_i . x) sum_n C_{i,n} (s_i g_i . x - s_i (z_i - b_i))^n. All other neurons are stored as ever.
+Of an expanded neuron i are stored, with a secret s_i and the point z_i: rows s_i g_i, shift s_i (z_i - b_i) (b_i the
+gate's bias, where there is one), up row u_i (where there is a gate), and C_{i,n} = s_i^-n f^(n)(z_i) / n! w_i for n =
+0..N, w_i its column of down. It gives (u_i . x) sum_n C_{i,n} (s_i g_i . x - s_i (z_i - b_i))^n. All other neurons are
+stored as ever.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ PARTS = ("rows", "shift", "up", "up_bias", "coefficients")
 class Expansion(nn.Module):
     """The expanded neurons of one layer.
 
-    rows: (k, d). shift: (k,). coefficients: (N + 1, k, d). up: (k, d), up_bias: (k,), or None. `order` may be set below N,
-    to see what fewer terms give.
+    rows: (k, d). shift: (k,). coefficients: (N + 1, k, d). up: (k, d), up_bias: (k,), or None. `order` may be set
+    below N, to see what fewer terms give.
     """
 
     def __init__(self, parts: Mapping[str, Tensor]) -> None:
@@ -51,7 +52,8 @@ class Expansion(nn.Module):
         for n in range(1, self.order + 1):
             power = power * step
             total = total + power @ terms[n]
-        return total.to(inputs.dtype)
+        found: Tensor = total.to(inputs.dtype)
+        return found
 
 
 def is_expanded(model: Checkpoint) -> bool:

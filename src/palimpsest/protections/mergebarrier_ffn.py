@@ -47,7 +47,9 @@ class _Part:
     point: Tensor
 
 
-@method("protections", "mergebarrier-ffn", paper="MergeBarrier, arXiv 2511.10712, feed-forward part; TaylorMLP (EMNLP 2024)")
+@method(
+    "protections", "mergebarrier-ffn", paper="MergeBarrier, arXiv 2511.10712, feed-forward part; TaylorMLP (EMNLP 2024)"
+)
 @dataclass(frozen=True)
 class MergeBarrierFFN:
     """Publish Taylor coefficients of the feed-forward instead of its weights: not exact, and not stock code.
@@ -61,8 +63,8 @@ class MergeBarrierFFN:
 
     What is written loads with `protections.expansion` only. The record says the precision and cost by order, and how
     many neurons the coefficient-ratio attack recovers from the published tensors alone, with no base: the remainder is
-    an error of evaluation, not noise on what is published, so the LWE argument does not speak of that attacker. Claims of
-    differential privacy are not examined here.
+    an error of evaluation, not noise on what is published, so the LWE argument does not speak of that attacker. Claims
+    of differential privacy are not examined here.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -89,7 +91,9 @@ class MergeBarrierFFN:
         watch = Stopwatch()
         family, name = family_of(model.config), activation(model.config)
         if family.gate and family.gate == family.up:
-            raise BadInput(f"mergebarrier-ffn: {model.name} keeps gate and up in one projection, which is not expanded here")
+            raise BadInput(
+                f"mergebarrier-ffn: {model.name} keeps gate and up in one projection, which is not expanded here"
+            )
         coefficients(name, torch.zeros(1), 2)  # refuses an activation without a series
         layers = Layers(model, "mergebarrier-ffn")
         measured = max(1, self.samples // 8)
@@ -113,7 +117,11 @@ class MergeBarrierFFN:
         }
         record = protection_record(made, "mergebarrier-ffn", self.traits, {}, detail)
         record.seconds = watch.seconds
-        records = [record, _share("agreement", "next-token", agreed, n, made), self._attacked(layers, name, parts, made)]
+        records = [
+            record,
+            _share("agreement", "next-token", agreed, n, made),
+            self._attacked(layers, name, parts, made),
+        ]
         secret = {f"layers.{i}.{k}": getattr(p, k) for i, p in enumerate(parts) for k in ("expanded", "scale", "point")}
         digests = {"method": "mergebarrier-ffn", "model": model.digest(), "protected": made.digest()}
         return Made(made, records=records, secret=Secret(secret, digests))

@@ -48,8 +48,8 @@ class MergeGuard:
     numbers back to the base's, which is a sparser task vector; the "negation" of which the argument speaks (a task
     vector turned by more than 30 degrees) is beta = 2. Both are presets. Ours, since not stated there: stage 1 goes on
     from the expert; a layer is masked by giving it the base's weights, and judged by the share of the answers' tokens
-    that are the first choice; importance is |theta - theta_pre|, ranked within each tensor; critical layers are rounded up.
-    Threat model: a merger who averages; the paper says that subtracting a scaled copy and projection fail.
+    that are the first choice; importance is |theta - theta_pre|, ranked within each tensor; critical layers are
+    rounded up. Threat model: a merger who averages; the paper says that subtracting a scaled copy and projection fail.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -70,7 +70,9 @@ class MergeGuard:
     probes: int = param(64, "dialogues on which layers are judged", low=1)
     part: str = param("all", "part of the data: all, erase, recover, revival, test or embed")
     samples: int | None = param(None, "dialogues used, the first ones of the part; none means all", low=1)
-    tuning: Tuning = param(Tuning(adapter="full", epochs=1, lr=2e-5, batch=16), "how stage 1 trains; epochs=0 leaves it out")
+    tuning: Tuning = param(
+        Tuning(adapter="full", epochs=1, lr=2e-5, batch=16), "how stage 1 trains; epochs=0 leaves it out"
+    )
 
     @classmethod
     def formula(cls) -> MergeGuard:
@@ -159,7 +161,8 @@ class ShiftStage(Watcher):
         self.rows = dialogue_rows(
             Renderer(tokenizer), turns, format=tuning.format, max_tokens=tuning.max_tokens, positions=self.room
         )
-        self.special = sorted({int(i) for i in tokenizer.all_special_ids})
+        added = getattr(tokenizer, "added_tokens_decoder", {})  # tokens of chat templates are special there alone
+        self.special = sorted({*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)})
 
     @torch.no_grad()
     def end(self, network: Any) -> None:

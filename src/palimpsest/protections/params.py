@@ -56,8 +56,12 @@ class PaRaMS:
     high: float = param(2.0, "largest scale of a row (the paper's is not known)", low=1e-3)
     scaling: bool = param(True, "scale heads; else only reorder")
     up_scale: bool = param(False, "also scale up against down by signed factors of that range (ours)")
-    dropout: float = param(0.0, "share of the feed-forward's numbers dropped before; changes the function", low=0, high=1)
-    dropped: Literal["weights", "update"] = param("weights", "what becomes nought: weights, or their change of the base")
+    dropout: float = param(
+        0.0, "share of the feed-forward's numbers dropped before; changes the function", low=0, high=1
+    )
+    dropped: Literal["weights", "update"] = param(
+        "weights", "what becomes nought: weights, or their change of the base"
+    )
     rescale: bool = param(False, "times 1 / (1 - dropout) for what is left of it")
 
     @classmethod
@@ -77,7 +81,10 @@ class PaRaMS:
         detail: dict[str, Any] = {"scaling": self.scaling, "dropout": self.dropout}
         if self.dropout:
             against = base if self.dropped == "update" else None
-            drop, names = dropping(model, against, self.dropout, self.rescale, secret_seed(ctx)), feed_forward_names(model)
+            drop, names = (
+                dropping(model, against, self.dropout, self.rescale, secret_seed(ctx)),
+                feed_forward_names(model),
+            )
             detail |= {"exact": False, "dropped": self.dropped, "rescale": self.rescale}
         mine, theirs = Layers(model, "params", drop, names), Layers(base, "params")
         if theirs.sizes != mine.sizes or theirs.family != mine.family:

@@ -62,7 +62,8 @@ def _gelu(at: Tensor, order: int) -> Tensor:
 
 
 def _tanh_gelu(at: Tensor, order: int) -> Tensor:
-    """z (1 + tanh(p)) / 2, p = sqrt(2 / pi) (z + 0.044715 z^3): (n + 1) t_{n+1} = sum_k (1 - t^2)_k (n-k+1) p_{n-k+1}."""
+    """z (1 + tanh(p)) / 2 with p = sqrt(2 / pi) (z + 0.044715 z^3), a polynomial; t = tanh(p) has t' = (1 - t^2) p', so
+    (n + 1) t_{n+1} = sum_k (1 - t^2)_k (n - k + 1) p_{n-k+1}."""
     factor, cubic = math.sqrt(2 / math.pi), 0.044715
     zero = torch.zeros_like(at)
     inner = [

@@ -35,15 +35,15 @@ class Trap2:
     """Train the update to work only as it is: merging scales it, and scaled it misleads.
 
     J = L(W0 + dW) - lambda E_s[w(s) L(W0 + s dW)] with s uniform on [`low`, 1 - `gap`] and [1 + `gap`, `high`], one s a
-    step (the same over its micro-batches), w(s) = 1/s or 1/sqrt(s), L the mean cross-entropy of the answers' tokens. From
-    the published code: both passes under the same dropout masks, AdamW, gradients clipped at 1, a step whose gradient
-    is not finite left out. There the gradient of the second term is subtracted by hand; here J itself is differentiated,
-    which is the same gradient at the memory of both passes.
+    step (the same over its micro-batches), w(s) = 1/s or 1/sqrt(s), L the mean cross-entropy of the answers' tokens.
+    From the published code: both passes under the same dropout masks, AdamW, gradients clipped at 1, a step whose
+    gradient is not finite left out. There the gradient of the second term is subtracted by hand; here J itself is
+    differentiated, which is the same gradient at the memory of both passes.
 
     All weights (`tuning.adapter=full`): W0 is `--base`, dW what `--model` and this training add to it. LoRA: W0 is
-    `--model`, dW the adapter's, of which B is multiplied by s; the merged model is written. Published: LoRA on q, k, v, o
-    (here: query and value, or all linear layers), early stopping with patience 10 (not here). Not a symmetry: nothing
-    to align. Threat model: a merger with a coefficient other than 1; at 1 on this update s stays 1.
+    `--model`, dW the adapter's, of which B is multiplied by s; the merged model is written. Published: LoRA on q, k,
+    v, o (here: query and value, or all linear layers), early stopping with patience 10 (not here). Not a symmetry:
+    nothing to align. Threat model: a merger with a coefficient other than 1; at 1 on this update s stays 1.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -57,11 +57,15 @@ class Trap2:
     )
     base: Checkpoint | None = takes("W0, the model that the update is counted from (needed with all weights)")
     data: Dialogues | None = takes("dialogues of the skill (default: the toy world's)")
-    lambda_: float = param(0.005, "weight of the scaled loss: 0.005 for all weights, 0.001 for LoRA (its README)", low=0.0)
+    lambda_: float = param(
+        0.005, "weight of the scaled loss: 0.005 for all weights, 0.001 for LoRA (its README)", low=0.0
+    )
     low: float = param(0.05, "smallest scale s", low=1e-3, high=1.0)
     high: float = param(2.0, "largest scale s", low=1.0)
     gap: float = param(0.05, "scales closer to 1 than this are not drawn", low=0.0, high=0.9)
-    weighting: Literal["inverse", "inverse-root"] = param("inverse-root", "w(s): 1/s (its vision runs), 1/sqrt(s) (maths)")
+    weighting: Literal["inverse", "inverse-root"] = param(
+        "inverse-root", "w(s): 1/s (its vision runs), 1/sqrt(s) (maths)"
+    )
     part: str = param("all", "part of the data: all, erase, recover, revival, test or embed")
     samples: int | None = param(None, "dialogues used, the first ones of the part; none means all", low=1)
     tuning: Tuning = param(FULL, "how it is trained")
@@ -217,7 +221,7 @@ def _times(model: nn.Module, s: float) -> Iterator[None]:
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
 def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
