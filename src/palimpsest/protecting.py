@@ -24,7 +24,7 @@ def protect(
     model: str | Path | Checkpoint,
     out: str | Path,
     *,
-    base: str | Path | Checkpoint | None = None,
+    base: str | Path | None = None,
     data: Sequence[str | Path] = (),
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -75,11 +75,12 @@ def agreement(original: Checkpoint, made: Made, ctx: Context) -> Record:
     The record's detail holds the relative difference of their logits: in float32 before weights are rounded, where the
     method is exact, and as stored. Raises CheckFailed where a method keeps the function and it is not kept.
     """
+    from palimpsest.protections.secret import Secret
     from palimpsest.symmetry.agreement import same_function
 
     facts = made.records[0].detail if made.records else {}
     exact = bool(facts.get("exact"))
-    gauge = made.secret.gauge() if exact and hasattr(made.secret, "gauge") else None
+    gauge = made.secret.gauge() if exact and isinstance(made.secret, Secret) else None
     found = same_function(original, made.checkpoint, ctx, gauge, untie=bool(facts.get("untied")))
     if exact:
         found.require(made.checkpoint.name)

@@ -152,6 +152,18 @@ def test_an_activation_that_is_not_known_leaves_neurons_their_order_alone() -> N
     assert "does not say which activation" in legal(config).refused["up-scale"]
 
 
+def test_settings_that_take_a_symmetry_away_are_read() -> None:
+    olmo, opt = network("olmo").config, network("opt").config
+    assert "clip_qkv" in legal({**olmo, "clip_qkv": 8.0}).refused["value-output"]
+    assert legal({**olmo, "clip_qkv": 8.0}).form("query-key") == "signs"
+    assert "word_embed_proj_dim" in legal({**opt, "word_embed_proj_dim": 32}).refused["residual-permutation"]
+    assert "no gains" in legal({**opt, "layer_norm_elementwise_affine": False}).refused["norms"]
+    assert "before the head" in legal({**opt, "_remove_final_layer_norm": True}, untied=True).refused["final-norm"]
+    bert = {"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4, "architectures": ["BertModel"]}
+    assert legal(bert).form("query-key") == "matrix"
+    assert "of distances" in legal({**bert, "position_embedding_type": "relative_key"}).refused["query-key"]
+
+
 def test_an_unknown_architecture_says_what_is_safe_in_theory() -> None:
     with pytest.raises(
         BadInput, match=r"'brontosaurus' has no symmetries known here.*values and output may take an inv"

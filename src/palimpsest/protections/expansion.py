@@ -52,7 +52,8 @@ class Expansion(nn.Module):
         for n in range(1, self.order + 1):
             power = power * step
             total = total + power @ terms[n]
-        return total.to(inputs.dtype)
+        found: Tensor = total.to(inputs.dtype)
+        return found
 
 
 def is_expanded(model: Checkpoint) -> bool:

@@ -127,4 +127,5 @@ def reflection(query: Tensor, key: Tensor, k: float) -> Tensor:
     vectors = torch.linalg.eigh(gram).eigenvectors  # columns, energies rising
     count = round(k * gram.shape[1])
     chosen = vectors[:, :, gram.shape[1] - count :]
-    return torch.eye(gram.shape[1], dtype=torch.float64) - 2.0 * chosen @ chosen.transpose(1, 2)
+    found: Tensor = torch.eye(gram.shape[1], dtype=torch.float64) - 2.0 * chosen @ chosen.transpose(1, 2)
+    return found

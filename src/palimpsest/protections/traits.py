@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -31,3 +32,16 @@ class Traits:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for records."""
         return asdict(self)
+
+
+def markdown_table(methods: Mapping[str, Traits]) -> str:
+    """The protections as a table in Markdown, a line each in the order given."""
+    said = {True: "yes", False: "no"}
+    lines = [
+        "| protection | base | data | trains | keeps the function | loads with stock transformers | changes | costs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, t in methods.items():
+        kinds = (t.base, t.data, said[t.training], said[t.exact], said[t.stock])
+        lines.append(f"| `{name}` | {' | '.join(kinds)} | {t.changes} | {t.costs} |")
+    return "\n".join(lines) + "\n"

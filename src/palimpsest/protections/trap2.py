@@ -221,7 +221,7 @@ def _times(model: nn.Module, s: float) -> Iterator[None]:
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
 def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
