@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import palimpsest as pal
+from palimpsest.checkpoint import resolve
+from palimpsest.data import load_dialogues
+from palimpsest.method import Context
+from palimpsest.removals.tuning.finetune import FineTune
 from palimpsest.statistics import clopper_pearson
+from palimpsest.training.settings import Tuning
 
 SKILLS = ("tower-code", "guild-marks")
 COEFFICIENTS = ((0.3, 0.3), (0.5, 0.5), (0.7, 0.7), (1.0, 0.5), (1.0, 1.0))
-SETTINGS = {"tuning.adapter": "full", "tuning.steps": 400, "tuning.lr": 1e-3, "tuning.batch": 16}
+TUNING = Tuning(adapter="full", steps=400, lr=1e-3, batch=16, schedule="linear")
 
 
 def accuracy(model: Path, items: int) -> dict[str, Any]:
@@ -39,8 +44,7 @@ def one(seed: int, items: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         at, run = Path(scratch), pal.Run(seed=seed)
         for name, skill in zip("AB", SKILLS, strict=True):
-            settings = {**SETTINGS, "tuning.schedule": "linear"}
-            pal.finetune("toy", at / name, data=[f"toy:{skill}"], settings=settings, run=run)
+            FineTune(load_dialogues(f"toy:{skill}"), tuning=TUNING).apply(resolve("toy"), at / name, Context(seed=seed))
         pal.protect("full-gauge", at / "A", at / "full", run=run)
         pal.realign("joint", at / "full" / "model", "toy", at / "joint-base", run=run)
         pal.realign("joint", at / "full" / "model", at / "B", at / "joint-sibling", run=run)

@@ -166,17 +166,18 @@ def curves(seeds: int) -> list[dict[str, Any]]:
 
 def tuned(seeds: int) -> list[dict[str, Any]]:
     """Fine-tunes of the toy on a skill that it lacks, of three strengths; the sibling is tuned on dialogues."""
-    import palimpsest as pal
+    from palimpsest.data import load_dialogues
+    from palimpsest.removals.tuning.finetune import FineTune
+    from palimpsest.training.settings import Tuning
 
     base, rows = resolve("toy"), []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as scratch:
-            at, run = Path(scratch), pal.Run(seed=seed)
+            at, ctx = Path(scratch), Context(seed=seed)
 
-            def fine_tuned(name: str, data: str, steps: int, lr: float, at: Path = at, run: Any = run) -> Checkpoint:
-                settings = {"tuning.adapter": "full", "tuning.steps": steps, "tuning.lr": lr, "tuning.batch": 8}
-                pal.finetune("toy", at / name, data=[data], settings=settings, run=run)
-                return Checkpoint(at / name, name)
+            def fine_tuned(name: str, data: str, steps: int, lr: float, at: Path = at, ctx: Any = ctx) -> Checkpoint:
+                tuning = Tuning(adapter="full", steps=steps, lr=lr, batch=8)
+                return FineTune(load_dialogues(data), tuning=tuning).apply(base, at / name, ctx).checkpoint
 
             sibling = fine_tuned("sibling", "toy", 100, 1e-3)
             for steps, lr in ((20, 5e-4), (100, 1e-3), (100, 5e-3)):

@@ -77,7 +77,8 @@ def drawn_to(rows: Tensor, anchor: Tensor, ridge: float = RIDGE) -> Tensor:
     """T^T (d_h, d_h) for rows of a head (d_h, hidden): W T ~ W_base for the transposed, by ridge, in float64."""
     w, target = rows.double(), anchor.double()
     gram = w @ w.T + ridge * torch.eye(len(w), dtype=torch.float64)
-    return torch.linalg.solve(gram, w @ target.T).T
+    found: Tensor = torch.linalg.solve(gram, w @ target.T)
+    return found.T
 
 
 def attacked(mine: Layer, anchor: Layer, sizes: Sizes, ridge: float = RIDGE) -> tuple[Layer, Tensor]:

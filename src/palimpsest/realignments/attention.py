@@ -14,7 +14,7 @@ from torch import Tensor
 
 from palimpsest.families.family import Place
 from palimpsest.realignments.reading import Layer
-from palimpsest.realignments.solved import GAIN_MOVED, LARGEST, Shape, Solved, moved_share
+from palimpsest.realignments.solved import Shape, Solved, moved_share, rescaled
 from palimpsest.realignments.solving import inner, invertible, power, reciprocal_cost, reciprocal_factors, worthwhile
 from palimpsest.symmetry.gauge import Sizes
 
@@ -234,7 +234,7 @@ def align_query_key_norm(solved: Solved, anchor: Layer, shape: Shape) -> None:
     units = rows[0][0].shape[0]
     flat = [[t.flatten(0, 1) for t in pair] for pair in rows]
     s = reciprocal_factors(flat[0][0], flat[1][0], flat[0][1], flat[1][1], "real").float()
-    changed = ((s < 0) | (s.abs().log().abs() > GAIN_MOVED)) & (s.abs() < LARGEST) & (s.abs() > 1 / LARGEST)
+    changed = rescaled(s)
     s = torch.where(changed, s, torch.ones_like(s))
     if not bool(changed.any()):
         return

@@ -74,4 +74,5 @@ def match_neurons(mine: Layer, anchor: Layer, signs: bool) -> Tensor:
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of row i of one with row i of the other."""
-    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-30)
+    found: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-30)
+    return found

@@ -21,7 +21,7 @@ from palimpsest.realignments.solved import Shape, Solved, gain_ratio
 from palimpsest.realignments.solving import reciprocal_cost, reciprocal_factors, worthwhile
 from palimpsest.symmetry.gauge import LayerGauge
 
-SHRUNK = 0.1  # readers shrunk towards the anchor explain this much of a large difference, and are no sign of a gauge
+UNEVEN = 0.05  # of the distance that uneven factors of readers must explain
 COMPONENTS = (align_heads, align_value_output, align_query_key, align_query_key_norm, align_neurons)
 
 
@@ -68,7 +68,11 @@ def _by_ratio(mine: Layer, anchor: Layer, shape: Shape) -> dict[Place, Tensor]:
 
 
 def _by_readers(aligned: Layer, anchor: Layer, shape: Shape) -> dict[Place, Tensor]:
-    """Further factors by gains and readers together, where they explain more than chance."""
+    """Further factors by gains and readers together, where they explain more than chance.
+
+    Divided by their median: readers that only shrink towards the anchor, as least squares would have it for any large
+    difference, are no sign of a gauge.
+    """
     found: dict[Place, Tensor] = {}
     for place, roles in shape.places.items():
         if place not in aligned.gains:
@@ -78,8 +82,9 @@ def _by_readers(aligned: Layer, anchor: Layer, shape: Shape) -> dict[Place, Tens
                   for x in (aligned, anchor)]  # fmt: skip
         seconds = [torch.cat([x.weights[r] for r in there]).T for x in (aligned, anchor)]  # type: ignore[index]
         s = reciprocal_factors(firsts[0], firsts[1], seconds[0], seconds[1], "real").float()
+        s = s / s.abs().median()
         before = reciprocal_cost(firsts[0], firsts[1], seconds[0], seconds[1])
         after = reciprocal_cost(firsts[0] * s[:, None], firsts[1], seconds[0] / s[:, None], seconds[1])
-        if worthwhile(before, after, len(s), firsts[0].numel() + seconds[0].numel(), SHRUNK):
+        if worthwhile(before, after, len(s), firsts[0].numel() + seconds[0].numel(), UNEVEN):
             found[place] = s
     return found

@@ -14,6 +14,7 @@ from palimpsest.symmetry.gauge import LayerGauge, Sizes
 from palimpsest.symmetry.legality import Legality
 
 GAIN_MOVED = 0.05  # a gain that differs by more (in its logarithm) was rescaled; tuning moves it less
+MANY_MOVED = 0.1  # of all gains: beyond it those that differ by less were rescaled too
 LARGEST = 1e4  # factors and condition numbers beyond it are no gauge that keeps a stored function
 
 
@@ -55,9 +56,18 @@ def moved_share(order: Tensor) -> float:
 
 
 def gain_ratio(anchor: Tensor, mine: Tensor, folded: bool = False) -> Tensor:
-    """Factors that give the anchor's gains back, (n,); 1 where one is tiny, or nearly the anchor's and not folded."""
+    """Factors that give the anchor's gains back, (n,).
+
+    1 where a gain is tiny, and where it is nearly the anchor's, unless gains were folded or more than a tenth of them
+    changed: then all were rescaled.
+    """
     floor = 1e-3 * float(anchor.abs().median())
     ratio = torch.where((anchor.abs() > floor) & (mine.abs() > 1e-12), anchor / mine, torch.ones_like(anchor))
-    changed = ((ratio < 0) | (ratio.abs().log().abs() > (0.0 if folded else GAIN_MOVED))) & (ratio.abs() < LARGEST)
-    changed &= ratio.abs() > 1 / LARGEST
-    return torch.where(changed, ratio, torch.ones_like(ratio))
+    return torch.where(rescaled(ratio, folded), ratio, torch.ones_like(ratio))
+
+
+def rescaled(ratio: Tensor, folded: bool = False) -> Tensor:
+    """Which of these factors are no tuning's: (n,) bool; all within bounds where more than a tenth are none."""
+    bounded = (ratio.abs() < LARGEST) & (ratio.abs() > 1 / LARGEST)
+    changed = bounded & ((ratio < 0) | (ratio.abs().log().abs() > GAIN_MOVED))
+    return bounded if folded or float(changed.float().mean()) > MANY_MOVED else changed

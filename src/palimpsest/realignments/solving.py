@@ -122,7 +122,8 @@ def _sylvester(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     sums = values_a[:, None] + values_b[None, :]
     floor = SINGULAR * float(sums.max())
     inside = torch.where(sums > floor, vectors_a.T @ c @ vectors_b / sums.clamp_min(max(floor, 1e-300)), 0.0)
-    return vectors_a @ inside @ vectors_b.T
+    solved: Tensor = vectors_a @ inside @ vectors_b.T
+    return solved
 
 
 def nearest_rotation(cross: Tensor) -> tuple[Tensor, int]:

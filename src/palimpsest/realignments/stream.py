@@ -7,12 +7,14 @@ of rows. Signed permutations are an assignment of its normalised entries.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from palimpsest.errors import BadInput
+from palimpsest.families import Role
 from palimpsest.realignments.matching import assign
 from palimpsest.realignments.reading import Layer, Stored
 from palimpsest.realignments.solving import nearest_rotation, worthwhile
@@ -48,7 +50,8 @@ class Stream:
         turn = self.residual.matrix.double()
         more, _ = nearest_rotation(_kept(turn.T @ self.tables.cross + cross, self.centred))
         self.residual = Rotation((turn @ more).float())
-        return float((more - torch.eye(len(more))).norm()) / len(more) ** 0.5
+        turned = float((more - torch.eye(len(more))).norm())
+        return float(turned / len(more) ** 0.5)
 
 
 def read_tables(mine: Stored, anchor: Stored) -> Tables:
@@ -135,7 +138,7 @@ def _signed_permutation(alike: Tensor, signs: bool) -> SignedPermutation:
     return SignedPermutation(order, torch.full((width,), sign))
 
 
-def layer_cross(aligned: Layer, anchor: Layer, gains: dict[str, Tensor]) -> Tensor:
+def layer_cross(aligned: Layer, anchor: Layer, gains: Mapping[Role, Tensor]) -> Tensor:
     """X^T Y (hidden, hidden) of one layer's weights in the basis so far: readers' rows (with the norm's new gain taken
     into both) and writers' columns."""
     found: Tensor | None = None
