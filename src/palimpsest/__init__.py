@@ -24,6 +24,7 @@ __all__ = [
     "pretrain",
     "remove",
     "run_study",
+    "study_check",
     "study_report",
     "study_status",
     "train_toy",

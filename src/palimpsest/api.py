@@ -46,6 +46,7 @@ __all__ = [
     "pretrain",
     "remove",
     "run_study",
+    "study_check",
     "study_report",
     "study_status",
     "train_toy",
@@ -328,6 +329,19 @@ def run_study(
     if result.records or result.failed:
         write_report(Path(out))
     return result
+
+
+def study_check(
+    spec: str | Path, *, out: str | Path | None = None, like: Sequence[str | Path] = (), device: str = "auto"
+) -> Any:
+    """What a study would do, checked completely; runs nothing: a `palimpsest.study.outlook.Outlook`.
+
+    out: its folder, where it may have begun. like: folders of earlier studies that time is taken from. Raises BadInput.
+    """
+    from palimpsest.study.outlook import outlook
+    from palimpsest.study.spec import load_spec
+
+    return outlook(load_spec(spec), None if out is None else Path(out), [Path(p) for p in like], device)
 
 
 def study_status(folder: str | Path) -> Any:

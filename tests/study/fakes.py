@@ -213,6 +213,33 @@ class Averaging:
         return Made(made, records=[Record("merge", detail={"rows": 7})])
 
 
+@method("protections", "fake-shield", paper="none")
+@dataclass(frozen=True)
+class Shield:
+    """Protects: a merge of it is of no use."""
+
+    strength: float = param(1.0, "how much of a merge it spoils", low=0.0, high=1.0)
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        gauge = ctx.key_randomness().random()
+        log(f"shield {ctx.key_seed}")
+        made = derive(model, out, "fake-shield", gauge=gauge, spoils=self.strength)
+        return Made(made, records=[Record("protection", value=self.strength)])
+
+
+@method("realignments", "fake-align", paper="none")
+@dataclass(frozen=True)
+class Align:
+    """Undoes a protection by an anchor."""
+
+    base: Checkpoint | None = takes("a model")
+
+    def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
+        assert self.base is not None
+        log(f"align to {self.base.name}")
+        return Made(derive(model, out, "fake-align", spoils=0.0), records=[Record("training", tokens=40)])
+
+
 class Hushed:
     """What a model says behind the stand-in wrapper."""
 
@@ -412,7 +439,7 @@ class Latency:
 FAKES = {
     c.info.name: c
     for c in (
-        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Fragile, Averaging, Hush),
+        *(Mark, OtherMark, Erase, Recover, Eraser, Tune, Breaks, Fragile, Averaging, Hush, Shield, Align),
         *(Hits, Ranked, Perplexity, Accuracy, Answers, Divergence, Latency),
     )
 }

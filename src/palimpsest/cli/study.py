@@ -31,24 +31,32 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="study")
 
 
-def check(spec: Spec, json: opt.Json = False) -> None:
-    """Check a study file completely, list its steps, and say what memory and disk it will take; runs nothing.
+def check(
+    spec: Spec,
+    like: Annotated[
+        list[Path] | None,
+        typer.Option("--like", metavar="DIR", help="Take the time from the steps of this earlier study; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The study's folder: what is done there counts no more.")
+    ] = None,
+    steps: Annotated[bool, typer.Option("--steps", help="List every step.")] = False,
+    device: opt.Device = "auto",
+    json: opt.Json = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Check a study file completely, and say what it will do: its grid, steps, time, memory and disk; runs nothing.
 
-    Example: palimpsest study check meraser-table1
+    Example: palimpsest study check meraser-table1 --like my-earlier-study
     """
-    from palimpsest.checkpoint.load import pick_device
-    from palimpsest.study.graph import plan
-    from palimpsest.study.needs import needs_of
-    from palimpsest.study.spec import load_spec
+    from palimpsest import api
 
-    planned = plan(load_spec(spec))
-    steps, needs = planned.listed(), needs_of(planned, pick_device("auto"))
+    found = api.study_check(spec, out=out, like=like or (), device=device)
     if json:
-        opt.print_json({"steps": [str(s) for s in steps], **needs.to_json()})
+        opt.print_json(found.to_json())
         return
-    for step in steps:
-        typer.echo(str(step))
-    typer.echo(f"{len(steps)} steps\n{needs}")
+    for line in [*(found.steps() if steps or verbose else ()), *found.lines()]:
+        typer.echo(line)
 
 
 def run(

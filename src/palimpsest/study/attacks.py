@@ -12,7 +12,7 @@ from palimpsest.study import controls
 from palimpsest.study.builder import name_of
 from palimpsest.study.checking import instance_of, wants_keys
 from palimpsest.study.entries import MethodSpec
-from palimpsest.study.planned_models import ModelPlanner
+from palimpsest.study.planned_models import ModelPlanner, secret_seed
 from palimpsest.study.spec import StudySpec
 from palimpsest.study.steps import Place, Through
 
@@ -142,7 +142,10 @@ class AttackPlanner(ModelPlanner):
         for number, (name, phase) in list(enumerate(link.phases))[first:]:
             shown = (name if len(link.phases) > 1 else link.given.id) + clean
             run = like[number] if like else ""
-            current = self.transform(shown, phase, current, place.seed, link.given, base=base, like=run, place=place)
+            secret = secret_seed(phase, link.given, place.model, place.seed)
+            current = self.transform(
+                shown, phase, current, place.seed, link.given, base=base, key_seed=secret, like=run, place=place
+            )
             made.append(current)
             self._stage(current, dataclasses.replace(place, stage=stages[number]), asked, measured)
         return made

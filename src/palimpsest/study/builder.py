@@ -118,7 +118,11 @@ class PlanBuilder:
         own = given.settings.get(takes[0]) if given is not None and takes else None
         names = tuple(self.spec.data) if own is None else tuple([own] if isinstance(own, str) else own)
         if names not in self.plan.data:
-            self.plan.data[names] = load_dialogues([expanded(n) for n in names])
+            try:
+                self.plan.data[names] = load_dialogues([expanded(n) for n in names])
+            except BadInput as error:
+                where = "data" if own is None or given is None else f"{given.id}: {takes[0]}"
+                raise BadInput(f"{self.spec.source}: {where}: {str(error).removeprefix('--data ')}") from None
             self.data_digests[names] = self.plan.data[names].digest()
         return names
 

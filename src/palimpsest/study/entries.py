@@ -129,7 +129,7 @@ def _chain(value: Any) -> dict[str, Any]:
     given = {"chain": value} if isinstance(value, list) else value
     strange = next((k for k in given if k not in CHAIN_FIELDS), None)
     if strange is not None:
-        raise ValueError(f"chain: unknown field {strange!r}{nearest(str(strange), CHAIN_FIELDS, 'field')}")
+        raise ValueError(f"chain: unknown field {strange!r}{nearest(str(strange), CHAIN_FIELDS[:-1], 'field')}")
     written = given["chain"]
     if not isinstance(written, list) or not written:
         raise ValueError("chain: write what is done one after the other, as `[prune-l1, {quantize-int8: {}}]`")

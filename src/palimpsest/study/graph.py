@@ -87,15 +87,9 @@ class _Planner(AttackPlanner):
     def _of_mark(
         self, given: MethodSpec, model: ModelSpec, start: Start, seed: int, answers: str | None, sibling: str | None
     ) -> None:
-        marked = self.transform(
-            given.id,
-            instance_of(given, "implants"),
-            start.unmarked,
-            seed,
-            given,
-            base=start.base,
-            key_seed=derived_seed(seed, f"keys {model.id} {keyed_as(given)}"),
-        )
+        method = instance_of(given, "implants")
+        secret = derived_seed(seed, f"keys {model.id} {keyed_as(given)}")
+        marked = self.transform(given.id, method, start.unmarked, seed, given, base=start.base, key_seed=secret)
         place = Place("", model.id, seed, "fingerprinted", given.id)
         self.making(marked, place)
         clean = dataclasses.replace(place, stage="base", control="clean-base")

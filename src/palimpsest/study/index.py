@@ -142,6 +142,10 @@ class Index:
             "SELECT kind, method, seconds FROM steps WHERE status = 'done' AND seconds IS NOT NULL"
         ).fetchall()
 
+    def bodies(self) -> list[dict[str, Any]]:
+        """record.json of every step that has ended."""
+        return [dict(json.loads(body)) for (body,) in self.file.execute("SELECT body FROM steps")]
+
     def step_records(self, step: str) -> list[Record]:
         """The numbers of a step, before they have a place."""
         rows = self.file.execute("SELECT body FROM records WHERE folder = ? ORDER BY number", (step[:16],))

@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.errors import BadInput
 from palimpsest.machine import in_words
+from palimpsest.merging.tokens import read_tokens
 from palimpsest.method import Context
 from palimpsest.preflight import Estimate, Job, check_disk, check_memory, jobs_of
-from palimpsest.preflight.checks import asking_estimate, check_family, check_same_tokenizer, job_estimate, whole_model
+from palimpsest.preflight.checks import (
+    asking_estimate,
+    check_family,
+    check_same_shape,
+    check_same_tokenizer,
+    job_estimate,
+    whole_model,
+)
 from palimpsest.preflight.jobs import adapter_bytes, resume_bytes, written_bytes
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store
+
+SAME_SHAPE = ("base", "expert", "against")  # inputs whose weights stand beside the model's own, number by number
 
 
 @dataclass
@@ -46,6 +57,7 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
     """What the steps of a plan take that are not done in `store` yet. Raises BadInput for what cannot run."""
     needs = Needs()
     seen: set[tuple[Any, ...]] = set()
+    checked: set[tuple[str, ...]] = set()
     resume = 0
     for step in plan.steps.values():
         if store is not None and store.state(step.id) == "done":
@@ -53,7 +65,8 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
         model = root_of(plan, step)
         whole_model(model)
         _check_wrappers(plan, step, model)
-        jobs: list[Job | None] = [None] if step.kind == "measure" else list(_jobs(step))
+        _check_inputs(plan, step, model, checked)
+        jobs: list[Job | None] = [None] if step.kind == "measure" else list(jobs_of_step(step))
         for job in jobs:
             others = _others(plan, step) if job is None else ()
             work = (str(model.path), job.what if job else None, job.tuning if job else None, *others)
@@ -93,14 +106,36 @@ def _check_wrappers(plan: Plan, step: Step, model: Checkpoint) -> None:
     """BadInput where a wrapper cannot stand around a model: another vocabulary, settings that contradict."""
     for wrapper in step.through:
         if hasattr(wrapper.method, "check"):
-            inputs = {name: plan.models[_root_id(plan, ref)] for name, ref in wrapper.inputs}
+            inputs = {name: plan.models[root_id(plan, ref)] for name, ref in wrapper.inputs}
             dataclasses.replace(wrapper.method, **inputs).check(model)
+
+
+def _check_inputs(plan: Plan, step: Step, model: Checkpoint, checked: set[tuple[str, ...]]) -> None:
+    """BadInput where a model that a step takes beside its own is of another architecture or vocabulary.
+
+    Weights are put together tensor by tensor, so base, expert and the far end of a line must have this model's shapes
+    and tokens. What models were made from is compared: that is known before they are.
+    """
+    for name, reference in step.inputs:
+        other = plan.models[root_id(plan, reference)]
+        pair = (name, str(model.path), str(other.path))
+        if name not in SAME_SHAPE or other.path == model.path or pair in checked:
+            continue
+        checked.add(pair)
+        where = f"{plan.spec.source}: {step.method_name}: {name}"
+        check_same_shape(model, other, where)
+        mine, theirs = read_tokens(model.path), read_tokens(other.path)
+        if mine is not None and theirs is not None and mine != theirs:
+            raise BadInput(
+                f"{where} {other.name}: has another vocabulary than {model.name} ({len(theirs)} and {len(mine)} "
+                "tokens, or other numbers); take one of the same base"
+            )
 
 
 def _others(plan: Plan, step: Step) -> tuple[str, ...]:
     """Ids of the models of the study that a measure holds beside its own: what it compares with, wrappers' models."""
     named = [ref for _, ref in step.inputs] + [ref for t in step.through for _, ref in t.inputs]
-    return tuple(sorted(_root_id(plan, ref) for ref in named))
+    return tuple(sorted(root_id(plan, ref) for ref in named))
 
 
 def _asking(plan: Plan, model: Checkpoint, others: tuple[str, ...], device: str) -> Estimate | None:
@@ -116,16 +151,17 @@ def _asking(plan: Plan, model: Checkpoint, others: tuple[str, ...], device: str)
 
 def root_of(plan: Plan, step: Step) -> Checkpoint:
     """The model of the study file that a step's model was made from; it has its shape and tokenizer."""
-    return plan.models[_root_id(plan, step.model)]
+    return plan.models[root_id(plan, step.model)]
 
 
-def _root_id(plan: Plan, reference: str) -> str:
+def root_id(plan: Plan, reference: str) -> str:
+    """Id of the model of the study file that a step's model was made from."""
     while not reference.startswith("model:"):
         reference = plan.steps[reference].model
     return reference.removeprefix("model:")
 
 
-def _jobs(step: Step) -> list[Job]:
+def jobs_of_step(step: Step) -> list[Job]:
     """The fine-tuning phases of a step; a transfer trains nothing, its adapter is a step of its own."""
     if step.kind == "keys" or (step.kind == "transform" and "adapter" in dict(step.inputs)):
         return []

@@ -29,6 +29,19 @@ def keyed_as(given: MethodSpec) -> str:
     return given.name if given.id == default_id(given.name) else given.id
 
 
+def secret_seed(method: Any, given: MethodSpec, model: str, seed: int) -> int | None:
+    """The seed of what a method keeps secret on a model of the study: keys, or a protection's gauge; None for nothing.
+
+    One for all chains in which a link stands, so that they share its step.
+    """
+    if hasattr(method, "draw_keys"):
+        return derived_seed(seed, f"keys {model} {keyed_as(given)}")
+    info = getattr(method, "info", None)
+    if info is not None and info.kind == "protections":
+        return derived_seed(seed, f"secret {model} {keyed_as(given)}")
+    return None
+
+
 class ModelPlanner(PlanBuilder):
     """Transforms, and the models that they and the measures take."""
 
@@ -66,10 +79,10 @@ class ModelPlanner(PlanBuilder):
                 last = number == len(links) - 1 and place == len(phases) - 1
                 called = shown if last else f"{shown}: {name if len(phases) > 1 else link.id}"
                 current = made[-1] if made else start
-                keys = derived_seed(seed, f"keys {id} {keyed_as(link)}") if hasattr(phase, "draw_keys") else None
+                secret = secret_seed(phase, link, id, seed)
                 made.append(
                     self.transform(
-                        called, phase, current, seed + EXPERT_SEED, link, base=base, key_seed=keys, study_seed=seed
+                        called, phase, current, seed + EXPERT_SEED, link, base=base, key_seed=secret, study_seed=seed
                     )
                 )
         return made

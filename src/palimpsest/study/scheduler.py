@@ -31,7 +31,7 @@ POLL_SECONDS = 0.5
 
 def weight(step: Step) -> float:
     """A rough share of the time, before anything was measured."""
-    return IMPLANT_WEIGHT if step.kind == "transform" and step.key_seed is not None else WEIGHTS[step.kind]
+    return IMPLANT_WEIGHT if step.kind == "transform" and hasattr(step.method, "draw_keys") else WEIGHTS[step.kind]
 
 
 @dataclass

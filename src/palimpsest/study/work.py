@@ -128,6 +128,9 @@ class Workshop:
                 facts["digest"], facts["chain"] = made.checkpoint.digest(), made.checkpoint.chain()
                 if made.keys is not None:
                     self._keep_keys(made.keys, partial, facts)
+                secret = getattr(made, "secret", None)  # of a protection
+                if secret is not None:
+                    secret.write(partial / "secret.safetensors")
             tokens = [r.tokens for r in records if r.tokens is not None and step.kind != "measure"]
             rows = [
                 r.detail["rows"] for r in records if isinstance(r.detail.get("rows"), int) and step.kind != "measure"
