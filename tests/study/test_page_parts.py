@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -266,14 +267,14 @@ def test_the_scale_is_even_in_lightness_for_every_eye_and_its_text_is_readable(s
         int(step): place for step, place in re.findall(r"\.h(\d+) \{ --own: var\(--h\1\); --text: var\(--on(\d)\)", css)
     }
     linear = [_linear(colours[str(step)]) for step in range(11)]
-    steps = [b - a for a, b in zip(map(_lightness, linear), map(_lightness, linear[1:]), strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(map(_lightness, linear))]
     assert max(map(abs, steps)) < 1.15 * min(map(abs, steps)) and len({s > 0 for s in steps}) == 1
     for matrix in DEFICIENCIES.values():
         seen = [
             _lightness([max(0.0, sum(m * v for m, v in zip(row, rgb, strict=True))) for row in matrix])
             for rgb in linear
         ]
-        moved = [b - a for a, b in zip(seen, seen[1:], strict=False)]
+        moved = [b - a for a, b in itertools.pairwise(seen)]
         assert len({m > 0 for m in moved}) == 1 and min(map(abs, moved)) > 0.03
     for step, rgb in enumerate(linear):
         dark, light = sorted(0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2] for c in (rgb, _linear(ink[used[step]])))
