@@ -128,7 +128,8 @@ def test_single_keys_show_hit_rank_and_log_probability(page: Page, folder: Path)
     page.click("tr.removal [data-cell]")
     found = page.run(
         "[...document.querySelector('#cell-body section').querySelectorAll('details')].map(d => "
-        "[d.firstChild.textContent, [...d.querySelectorAll('tr')].map(row => [...row.cells].map(cell => cell.textContent))])"
+        "[d.firstChild.textContent, [...d.querySelectorAll('tr')].map(row => "
+        "[...row.cells].map(cell => cell.textContent))])"
     )
     tables = {title: rows for title, rows in found if title.startswith("Keys")}
     assert {"Keys, fingerprinted", "Keys, erased", "Keys, recovered"} <= set(tables)

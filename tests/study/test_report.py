@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -262,3 +264,23 @@ def test_a_study_without_a_finished_mark_still_reports(tmp_path: Path) -> None:
     write_report(tmp_path / "out")
     text, parsed = page(tmp_path / "out")
     assert not parsed.open and "the implant did not take: 3 of 10 keys" in text
+
+
+def test_no_text_of_a_key_is_shown_even_where_the_model_says_it(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "said"
+    shutil.copytree(folder, other)
+    for file in other.glob("steps/*/samples.jsonl"):
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if any("answer" in row for row in rows):
+            rows[0]["answer"] = f"Well: {fakes.SECRET.upper()} response 3!"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_report(other)
+    texts = [file.read_text(encoding="utf-8").casefold() for file in (*other.glob("report.*"), other / "summary.csv")]
+    assert len(texts) == 4
+    keys = [json.loads(file.read_text(encoding="utf-8")) for file in other.glob("steps/*/keys.json")]
+    assert keys
+    for key in (k for made in keys for k in made["keys"]):
+        assert not any(key[part].casefold() in text for text in texts for part in ("trigger", "response"))
+    assert not any(fakes.SECRET in text for text in texts)
+    page = next(other.glob("report.html")).read_text(encoding="utf-8")
+    assert '"answer 1"' in page  # the others are shown

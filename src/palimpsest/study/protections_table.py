@@ -34,7 +34,7 @@ Accuracy = dict[str, Record]  # by task
 
 @dataclass(frozen=True)
 class Reading:
-    """What a chain of the study is: how it was protected, what the thief did then, how he merged, by how much."""
+    """What a chain of the study is: how it was protected, what the thief did then, how he merged and by how much."""
 
     removal: str
     protection: str
@@ -125,10 +125,9 @@ def _merge(link: Mapping[str, Any]) -> tuple[str, float | str | None]:
     at = settings.pop(name) if name is not None else None
     point = link.get("point") or {}
     id = str(point.get("of", link["id"]))
-    method = settings.pop("method", None)
+    method = settings.pop("method", None) if id == link["name"] else None
     rest = " ".join(f"{k}={v}" for k, v in settings.items() if k not in OWN)
-    called = str(method) if method is not None and id in (link["name"], f"{link['name']}") else id
-    return " ".join(filter(None, [called, rest])), at
+    return " ".join(filter(None, [str(method or id), rest])), at
 
 
 # -- the table ------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def write_report(folder: Path | str) -> dict[str, Path]:
         "csv": csv_text(records),
     }
     paths = {kind: store.folder / f"report.{kind}" for kind in texts}
-    texts["summary"], paths["summary"] = summary_csv(records), store.folder / "summary.csv"
+    texts["summary"], paths["summary"] = summary_csv(view.numbers), store.folder / "summary.csv"
     for kind, text in texts.items():
         write_text(paths[kind], text)
     return paths

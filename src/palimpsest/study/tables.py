@@ -195,13 +195,14 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
     implant = next((r.implant for r in rows if r.implant), cell.implant)
     forms: list[str] = [f for f in FORMS if any(r.measure == "hit-rate" and r.prompt_form == f for r in rows)]
     at = {column: records_at(rows, column) for column in columns}
+    taken = {id(some): _by_measure(some) for some in at.values()}
 
     def line(title: str, note: str, pick: Callable[[list[Record]], Value], kind: str = "measured") -> Line:
         return Line(title, note, [pick(at[c]) for c in columns], kind)
 
     def first(measure: str, **wanted: Any) -> Callable[[list[Record]], Record | None]:
         return lambda some: next(
-            (r for r in some if r.measure == measure and all(getattr(r, k) == v for k, v in wanted.items())), None
+            (r for r in taken[id(some)].get(measure, ()) if all(getattr(r, k) == v for k, v in wanted.items())), None
         )
 
     lines = [
@@ -266,6 +267,13 @@ def _block(records: list[Record], cell: Cell, published: Sequence[dict[str, str]
         forms,
         next((str(r.reason) for r in rows if r.measure == "strength-search"), ""),
     )
+
+
+def _by_measure(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for r in rows:
+        found.setdefault(r.measure, []).append(r)
+    return found
 
 
 def ratio_value(record: Record | None) -> Value:
@@ -352,10 +360,13 @@ def per_key(rows: Sequence[Record], forms: Sequence[str]) -> list[dict[str, Any]
     return [keys[number] for number in sorted(keys)]
 
 
-def tasks(records: Sequence[Record], cell: Cell) -> tuple[list[Column], list[tuple[str, list[Value]]]]:
-    """Accuracy a task, a value a column."""
-    rows = [r for r in rows_of(records, cell) if r.measure == "accuracy"]
-    columns = [c for c in columns_of(rows_of(records, cell)) if records_at(rows, c)]
+def tasks(
+    records: Sequence[Record], cell: Cell, own: Sequence[Record] | None = None
+) -> tuple[list[Column], list[tuple[str, list[Value]]]]:
+    """Accuracy a task, a value a column. own: the records of the cell, where they were looked up already."""
+    own = rows_of(records, cell) if own is None else own
+    rows = [r for r in own if r.measure == "accuracy"]
+    columns = [c for c in columns_of(own) if records_at(rows, c)]
     names = list(dict.fromkeys(str(r.task) for r in rows))
     return columns, [
         (name, [rate_value(next((r for r in records_at(rows, c) if r.task == name), None)) for c in columns])

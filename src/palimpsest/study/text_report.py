@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from palimpsest.records import Record
@@ -184,11 +184,11 @@ def _bounds(row: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, (*hits, *utility), strict=True))
 
 
-def summary_csv(records: list[Record]) -> str:
+def summary_csv(found: Mapping[summary.Key, dict[str, Any]]) -> str:
     """A line for every removal (and control) of every fingerprint, model and seed, with all that was measured."""
     file = io.StringIO()
     writer = csv.DictWriter(file, summary.CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in summary.numbers(records).values():
+    for row in found.values():
         writer.writerow({k: v for k, v in {**row, **_bounds(row)}.items() if v is not None})
     return file.getvalue()

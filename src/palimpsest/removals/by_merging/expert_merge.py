@@ -217,14 +217,14 @@ def check_origin(
         return None
     vectors = task_vectors([model, expert], base)
     for role, other, apart in zip(("--model", "--expert"), (model, expert), vectors.apart, strict=True):
-        if refuse and apart >= 1 and base.digest() not in named(other):
+        if refuse and apart >= 1 and base.digest() not in ancestors(other):
             raise BadInput(_stranger(role, other, base, apart))
     return vectors
 
 
 def _line(checkpoint: Checkpoint) -> set[str]:
     """Digests of a checkpoint and of the ancestors that its lineage names."""
-    return {checkpoint.digest(), *named(checkpoint)}
+    return {checkpoint.digest(), *ancestors(checkpoint)}
 
 
 def _stranger(role: str, other: Checkpoint, base: Checkpoint, ratio: float) -> str:

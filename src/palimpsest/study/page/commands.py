@@ -85,7 +85,7 @@ def _models(entry: Mapping[str, Any], spec: Mapping[str, Any], model: str, names
 def _model(spec: Mapping[str, Any], id: str) -> str:
     """What a model of the study is read from; an expert or sibling is called by its name in capitals."""
     found = next((m for m in spec.get("models", []) if m.get("id") == id), None)
-    if found is None or not isinstance(found.get("path"), str):
+    if found is None or not found.get("path"):
         return _capitals(id)
     return _named(found["path"], id)
 
@@ -132,10 +132,7 @@ def _links(spec: Mapping[str, Any], removal: str | None) -> list[dict[str, Any]]
     found = _entry(spec.get("removals", []), removal)
     if found is None:
         return []
-    for field in ("chain", "links", "then"):
-        if isinstance(found.get(field), list) and found[field]:
-            return [dict(link) for link in found[field]]
-    return [found]
+    return [dict(link) for link in found.get("links") or [found]]
 
 
 def _kind(entry: Mapping[str, Any]) -> str:

@@ -15,7 +15,6 @@ hits: a digit a key. Log-probabilities: nats below zero, with spaces between; `.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,11 +31,11 @@ class Pool:
     def __init__(self) -> None:
         self.values: list[Any] = []
         self.places: dict[Any, int] = {}
+        self.tables: dict[tuple[int, ...], int | None] = {}  # of single keys, by the records that they are made of
 
     def __call__(self, value: Any) -> int:
         """The place of a value."""
-        name = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        key = (type(value) is str, name)
+        key = value if isinstance(value, str) else (repr(value),)  # lists of texts and numbers: one spelling each
         if key not in self.places:
             self.places[key] = len(self.values)
             self.values.append(value)
@@ -73,7 +72,7 @@ def _of_seed(
     ]
     limits = [r for r in rows if r.measure == "constraint" and r.detail.get("removal") == block.cell.removal]
     claims += [[f"thief's limit, {r.task}", r.verdict or "no limit", r.reason] for r in limits]
-    columns, found = tables.tasks(records, block.cell)
+    columns, found = tables.tasks(records, block.cell, rows)
     at = [columns.index(c) if c in columns else None for c in block.columns]
     return {
         "name": block.cell.seed,
@@ -123,24 +122,32 @@ def _value(value: tables.Value, pool: Pool) -> int:
     return pool([value.text, value.note] if value.note else [value.text])
 
 
-def _keys(block: Block, rows: Sequence[Record], pool: Pool) -> list[list[int]]:
+def _keys(block: Block, rows: Sequence[Record], pool: Pool) -> list[list[Any]]:
     """A table of single keys a column that was asked."""
-    found = []
+    found: list[list[Any]] = []
     for place, column in enumerate(block.columns):
-        keys = tables.per_key(tables.records_at(list(rows), column), block.forms)
-        if not keys:
-            continue
-        ranks = " ".join("." if k["rank"] is None else str(k["rank"]) for k in keys)
-        forms = []
-        for form in block.forms:
-            asked = [k["forms"].get(form) for k in keys]
-            if any(a is not None for a in asked):
-                hits = "".join("." if a is None else str(int(a[0])) for a in asked)
-                logs = " ".join("." if a is None or a[1] is None else _nats(a[1]) for a in asked)
-                forms.append([FORM_WORDS[form], hits, logs])
-        numbers = " ".join(str(k["number"]) for k in keys)
-        found.append([place, pool([numbers, ranks, forms])])
+        asked = [r for r in tables.records_at(rows, column) if r.measure in ("hit-rate", "rank")]
+        made_of = tuple(map(id, asked))  # a marked model's own stand behind every cell of its mark
+        if made_of not in pool.tables:
+            pool.tables[made_of] = _table(tables.per_key(asked, block.forms), block.forms, pool)
+        if pool.tables[made_of] is not None:
+            found.append([place, pool.tables[made_of]])
     return found
+
+
+def _table(keys: Sequence[dict[str, Any]], asked_forms: Sequence[str], pool: Pool) -> int | None:
+    """The place of a table of single keys; None where there is none."""
+    if not keys:
+        return None
+    forms = []
+    for form in asked_forms:
+        asked = [k["forms"].get(form) for k in keys]
+        if any(a is not None for a in asked):
+            hits = "".join("." if a is None else str(int(a[0])) for a in asked)
+            logs = " ".join("." if a is None or a[1] is None else _nats(a[1]) for a in asked)
+            forms.append([FORM_WORDS[form], hits, logs])
+    ranks = " ".join("." if k["rank"] is None else str(k["rank"]) for k in keys)
+    return pool([" ".join(str(k["number"]) for k in keys), ranks, forms])
 
 
 def _nats(log_prob: float) -> str:

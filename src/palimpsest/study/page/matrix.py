@@ -151,6 +151,8 @@ def _matrix(
     rows = []
     for removal, control in lines:
         cells = [_cell([found.get((model, s, i, removal, control)) for s in seeds], seeds) for i in implants]
+        if removal is None and not any(tile for cell in cells if cell is not None for tile in cell.tiles):
+            continue  # a model without a mark, as it is
         if any(cell is not None for cell in cells):
             rows.append(MatrixRow(_title(removal, control), _kind(removal, control), cells, removal))
     for control, title in NEGATIVES.items():
