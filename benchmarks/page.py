@@ -163,6 +163,99 @@ def scoring(result: dict[str, Any]) -> str:
     return table([*head, "FastLM, CPU s", "HFLM, CPU s", "largest difference", "`is_greedy` differs"], rows)
 
 
+def studies() -> tuple[str, str]:
+    """What the runner of studies was put to: a line a measurement, and what must be known of each."""
+    found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted((HERE / "study").glob("*.json"))}
+    rows, notes = [], []
+    for name, line in (
+        ("overhead", _overhead), ("records", _records), ("report", _report), ("kills", _kills), ("ray-kill", _ray_kill),
+        ("prefixes", _prefixes), ("workers", _workers),
+    ):  # fmt: skip
+        if name in found:
+            what, came, note = line(found[name])
+            load = f"{found[name]['machine']['load']} to {found[name]['load_after']}"
+            rows.append([f"`{name}`", what, came, load])
+            notes.append(f"`{name}`: {note}")
+        else:
+            notes.append(f"`{name}` was not measured.")
+    return table(["", "what", "result", "load, start to end"], rows), "\n\n".join(notes)
+
+
+def _overhead(r: dict[str, Any]) -> tuple[str, str, str]:
+    spent, again = r["milliseconds_a_step"], r["a_run_that_finds_all_done"]
+    return (
+        f"a step beside its work, {r['rounds'][0]['steps']} steps of stand-ins",
+        f"{spent['cpu']:.1f} ms of CPU, {spent['wall']:.0f} ms of wall time",
+        f"medians of {len(r['rounds'])} rounds; the goal is {r['goal_milliseconds']} ms. Most of the wall time is "
+        f"waiting for the disk to hold the record. A run that finds all {again['steps']} steps done takes "
+        f"{again['wall']:.1f} s.",
+    )
+
+
+def _records(r: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"a study of {r['records']:,} records",
+        f"all found done in {r['a_run_that_finds_all_done']['cpu']:.0f} s of CPU",
+        f"{r['steps']:,} steps. Planning it took {r['plan']['cpu']:.1f} s of CPU, making the index from the folders "
+        f"{r['index_made']['cpu']:.1f} s, opening it {r['index_opened']['cpu']:.1f} s."
+        + (f" {r['note']}" if "note" in r else ""),
+    )
+
+
+def _report(r: dict[str, Any]) -> tuple[str, str, str]:
+    took, alone = r["report"], r["json_of_the_records_alone"]
+    met = "met" if took["wall"] <= r["goal_seconds"] else "not met"
+    return (
+        f"report of {r['records']:,} records",
+        f"{took['cpu']:.1f} s of CPU, {took['wall']:.1f} s of wall time",
+        f"medians of {len(r['report_rounds'])} rounds; the goal of {r['goal_seconds']} s of wall time is {met} under "
+        f"this load. Python's own json needs {alone['cpu']:.1f} s of CPU ({alone['wall']:.1f} s of wall time) in turn "
+        f"with it for the same {r['bytes']['records.jsonl'] / 1e6:.0f} MB: the report takes "
+        f"{took['cpu'] / alone['cpu']:.1f} times that. Its page has {r['bytes']['report.html'] / 1e6:.1f} MB, the "
+        f"process came to {r['peak_mib']:,} MiB.",
+    )
+
+
+def _kills(r: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"{r['kills_in_time']:,} kills by SIGKILL at random moments",
+        f"{r['lost_or_rewritten']} finished steps lost or written again, {r['broken']} broken records",
+        f"{r['of_runs']:,} kills of the run itself and {r['of_workers']} of a worker of its pool of two, in "
+        f"{r['studies']} studies of cheap steps ({r['finished_steps']:,} in all), with `--keep all` and "
+        "`--keep results` in turn. After every killed run the records of all steps that were "
+        "finished before are compared byte by byte "
+        f"and by inode; the numbers in the end are {r['numbers']}.",
+    )
+
+
+def _ray_kill(r: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"Ray, two nodes on one machine, one killed after {r['node_removed']['after_steps']} of {r['steps']} steps",
+        "all steps done, the numbers of the serial run" if r["like_the_serial_run"] else "OTHER NUMBERS",
+        "`ray.cluster_utils.Cluster`, one CPU a node; the second is removed without grace once a worker lives on it. "
+        f"With start and end of the cluster {r['with_the_cluster']['wall']:.0f} s. Two machines with a shared disk: "
+        "untested.",
+    )
+
+
+def _prefixes(r: dict[str, Any]) -> tuple[str, str, str]:
+    shared, alone = r["shared"], r["each_removal_alone"]
+    return (
+        f"a toy study of {shared['steps']} steps; every line of it as a study of its own",
+        f"{alone['cpu'] / shared['cpu']:.2f} times the CPU time, {alone['steps']} steps, where nothing is shared",
+        f"{shared['cpu']:.0f} s of CPU ({shared['wall']:.0f} s of wall time) against {alone['cpu']:.0f} s "
+        f"({alone['wall']:.0f} s), one round. {r['note']}",
+    )
+
+
+def _workers(r: dict[str, Any]) -> tuple[str, str, str]:
+    return (
+        f"a toy study of {r['steps']} steps with one worker and with two",
+        f"{r['ratio']:.2f} times as fast with two (wall time)",
+        f"rounds in turn, seconds: {r['wall']['1']} with one, {r['wall']['2']} with two. {r['note']}",
+    )
+
+
 def facts(result: dict[str, Any]) -> str:
     """One line about the machine."""
     m = result["machine"]
@@ -217,6 +310,8 @@ def main() -> None:
         ("merging machine", facts(merges)),
         ("merging startup", startup(merges)),
     ):
+        text = text.replace("{{" + name + "}}", made)
+    for name, made in zip(("studies", "studies notes"), studies(), strict=True):
         text = text.replace("{{" + name + "}}", made)
     (HERE / "README.md").write_text(text, encoding="utf-8")
 

@@ -18,11 +18,8 @@ def on_two_nodes(spec: StudySpec, out: Path, after: int) -> tuple[StudyResult, d
     """Run a study on two nodes of one CPU; when `after` steps are done and a worker of the second node is at work, that
     node is removed, at once. Returns the run's result, and when and what was removed (empty where nothing was)."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    second = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    cluster, second = _started()
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     killed: dict[str, Any] = {}
     true_note = Index.note
@@ -42,6 +39,23 @@ def on_two_nodes(spec: StudySpec, out: Path, after: int) -> tuple[StudyResult, d
         Index.note = true_note  # type: ignore[method-assign]
         ray.shutdown()
         cluster.shutdown()
+
+
+def _started() -> tuple[Any, Any]:
+    """The cluster and its second node. Ray gives a node 30 s to begin, which a busy machine may need three times."""
+    from ray.cluster_utils import Cluster
+
+    size = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    for last in (False, False, True):
+        cluster = Cluster()
+        try:
+            cluster.add_node(**size, include_dashboard=False)
+            return cluster, cluster.add_node(**size)
+        except Exception as error:
+            cluster.shutdown()
+            if last or "timed out during startup" not in str(error):
+                raise
+    raise AssertionError
 
 
 def _workers_on(node: str) -> int:

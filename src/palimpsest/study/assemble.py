@@ -36,13 +36,9 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
     }
 
 
+@collected_later()
 def assemble(plan: Plan, store: Steps) -> list[Record]:
     """All records of the finished steps in their places, then costs, then verdicts and constraints."""
-    with collected_later():
-        return _assembled(plan, store)
-
-
-def _assembled(plan: Plan, store: Steps) -> list[Record]:
     names = {i.id: i.name for i in plan.spec.marks}
     found: list[Record] = []
     for place in plan.places:

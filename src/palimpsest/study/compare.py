@@ -224,8 +224,9 @@ def numbers_of(records: Iterable[Record]) -> Numbers:
             r.measure,
             r.prompt_form,
             r.task,
+            part,
         )
-        place, seed, number = Place(*(str(v or "") for v in own), part), r.seed or 0, 2
+        place, seed, number = Place(*(str(v or "") for v in own)), r.seed or 0, 2
         while seed in found.get(place, {}):
             place, number = replace(place, part=f"{part} ({number})".strip()), number + 1
         found.setdefault(place, {})[seed] = r
@@ -259,7 +260,8 @@ def _row(
         return replace(row, same=True, note=note)
     if len(seeds) >= MINIMUM_SEEDS:
         return replace(row, tests=(over_seeds(first, second, seed_test),))
-    tests, notes = [], {}
+    tests: list[Test] = []
+    notes: dict[str, None] = {}
     for seed, (a, b) in zip(seeds, pairs, strict=True):
         why = why_not_items(a, b, same_data, [k.get((place.model, seed, place.implant)) for k in keys])
         if why:

@@ -169,11 +169,11 @@ def _md_row(cells: Sequence[str]) -> str:
 def csv_text(records: list[Record]) -> str:
     """All records as CSV, one a line, without their details."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_FIELDS)
-    own = {"implant_id": "implant", "removal": "removal"}  # what stands in the detail
-    for r in records:
-        writer.writerow([r.detail.get(own[f]) if f in own else getattr(r, f) for f in CSV_FIELDS])
+    writer = csv.DictWriter(file, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        own = {"implant_id": record.detail.get("implant"), "removal": record.detail.get("removal")}
+        writer.writerow({**record.to_json(), **own})
     return file.getvalue()
 
 
