@@ -260,7 +260,7 @@ def instance_of(given: MethodSpec, kind: str) -> Any:
 
 def method_kinds(field: str) -> tuple[str, ...]:
     """Kinds of method that a field of the study file may name."""
-    return {"implants": ("fingerprints",), "experts": ("removals",)}.get(field, (field,))
+    return {"implants": ("fingerprints", "backdoors"), "experts": ("removals",)}.get(field, (field,))
 
 
 def _first_line(error: ValidationError) -> str:
