@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence", "preflight"),
     ("study",),
     ("calls", "judging", "inspecting", "planning", "through"),
-    ("asking", "ancestry"),
+    ("asking", "ancestry", "implanting"),
     ("api",),
     ("cli",),
 )
