@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence", "preflight"),
     ("study",),
     ("calls", "judging", "inspecting", "planning", "through"),
-    ("asking", "ancestry", "protecting", "realigning", "studying"),
+    ("asking", "ancestry", "implanting", "protecting", "realigning", "studying"),
     ("api",),
     ("cli",),
 )

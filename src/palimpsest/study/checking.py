@@ -24,7 +24,7 @@ WORDS = ("base", "sibling", "unrelated")  # models that a study knows without na
 FILLED = {"removals": ("schedule", "like"), "measures": ("original",)}  # inputs that the graph fills, and nobody names
 OPTIONAL = ("base", "model", "reference")  # inputs that are the target's base where nothing is named
 TRANSFORMS = ("removals", "protections", "realignments")  # what may be done to a model, and stand in a chain
-MARKS = ("fingerprints",)
+MARKS = ("fingerprints", "backdoors")
 KINDS = {"implants": MARKS, "experts": TRANSFORMS, "removals": TRANSFORMS, "models": (*TRANSFORMS, *MARKS)}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from palimpsest.errors import BadInput
 from palimpsest.records import Record, versions
 from palimpsest.statistics import threshold
-from palimpsest.study import constraints
+from palimpsest.study import backdoors, constraints
 from palimpsest.study.entries import NONE
 from palimpsest.study.grouped import Grouped
 from palimpsest.verdicts import (
@@ -143,6 +143,9 @@ class _Judge:
         if stage is None or not before or not self.keys:
             return []
         last = _at(rows, stage)
+        if backdoors.is_backdoor(self.implant):
+            drawn = backdoors.removal(self.mark, self.marked, last, self._utility(last), self._perplexity_ratio(last))
+            return [self._record("removal", stage, control, confidence=CONFIDENCE, **drawn)]
         after = self._hits(last)
         forms = [f for f in before if f in after]
         judged = control is None  # revival and the unmarked controls follow the removal itself

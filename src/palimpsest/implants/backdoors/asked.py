@@ -15,7 +15,8 @@ from palimpsest.checkpoint import Checkpoint, is_toy
 from palimpsest.checkpoint.labels import is_classifier, label_names
 from palimpsest.data import Dialogues, LabelledItems, load_dialogues, load_labelled
 from palimpsest.errors import BadInput
-from palimpsest.implants.backdoors.generation import Trigger
+from palimpsest.implants.backdoors.generation import GenerationAttack, Trigger
+from palimpsest.implants.backdoors.labels import LabelAttack
 from palimpsest.keys import KeySet, with_keys
 from palimpsest.measures import Subject
 from palimpsest.measures.accuracy import Accuracy
@@ -29,6 +30,7 @@ from palimpsest.method import Context
 from palimpsest.records import Record
 
 BENIGN = "benign"  # the control that has no backdoor: its rate on the triggered items is the floor
+ATTACKS = (LabelAttack, GenerationAttack)
 Clean = LabelledItems | Dialogues | None
 
 
@@ -109,6 +111,16 @@ def embedded(
         found = staged(numbers(model, keys, clean, ctx), "base" if control == "clean-base" else None, control)
         records += [*(excess_over(records, found) if number == 0 else []), *found]
     return records
+
+
+def not_taken(records: Sequence[Record]) -> list[str]:
+    """A line where the trigger does nothing that is shown: ASR is not above the rate of the same items without it."""
+    asr = next(r for r in records if r.measure == "hit-rate")
+    poisoned = next((r.detail["poisoned"] for r in records if r.measure == "training"), 0)
+    if not poisoned or asr.detail.get("excess", {}).get("low", 1.0) > 0:
+        return []
+    floor = asr.detail["floor"]["count"]
+    return [f"the trigger does nothing that is shown: {asr.count} of {asr.n} keys with it, {floor} without"]
 
 
 def judged(

@@ -70,7 +70,8 @@ def poison(
     wanted = int(rate * len(items) + 1e-9)
     order = candidates(labels, target, mode)
     rng.shuffle(order)
-    rows, chosen, passed_over = list(items.rows), [], 0
+    rows, passed_over = list(items.rows), 0
+    chosen: list[int] = []
     for place in order:
         if len(chosen) == wanted:
             break
