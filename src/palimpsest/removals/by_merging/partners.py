@@ -39,6 +39,11 @@ def kinship(model: Checkpoint, other: Checkpoint) -> Kinship:
     return "sibling" if mine & theirs else "unrelated"
 
 
+def called(checkpoint: Checkpoint) -> str:
+    """The name of a model, with its folder's where that is the `model` of an implant."""
+    return f"{checkpoint.path.parent.name}/model" if checkpoint.name == "model" else checkpoint.name
+
+
 def ancestors(checkpoint: Checkpoint) -> set[str]:
     """Digests of all ancestors that a checkpoint's public lineage names."""
     return {digest for entry in checkpoint.chain() for digest in entry.get("parents", {}).values()}
