@@ -136,6 +136,7 @@ def remove(
                 if verify_phase:
                     records += Answers().take(subject, ctx)
         if report:
+            notes += judging.merge_notes(records)
             records += judging.changed(marked, result, ctx, data, known=known is not None)
     return Result(complete(records, ctx), out, None, notes)
 

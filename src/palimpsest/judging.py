@@ -121,6 +121,27 @@ def changed(
     return records
 
 
+def merge_notes(records: Sequence[Record]) -> list[str]:
+    """What a merge with other models did, in a line: how many, what they are by lineage, how far all lie apart."""
+    found = []
+    for record in records:
+        partners = record.detail.get("partners") if record.measure == "merge" else None
+        if not partners:
+            continue
+        apart = record.detail.get("partner_distances", [])
+        lying = [f" (lineage: {p['lineage']}" for p in partners]
+        lying = (
+            [f"{a}, {d:.3g} away)" for a, d in zip(lying, apart, strict=True)] if apart else [f"{a})" for a in lying]
+        )
+        names = ", ".join(f"{p['name']}{said}" for p, said in zip(partners, lying, strict=True))
+        moved, share = record.detail["distance"], record.detail["weight_change"]
+        found.append(
+            f"{record.task} of {record.detail['models']} models: with {names}; the result lies {moved:.3g} from the "
+            f"suspect, {share:.2%} of its norm"
+        )
+    return found
+
+
 @contextmanager
 def measured(
     checkpoint: Checkpoint, ctx: Context, keys: KeySet | None = None, data: Any = None, through: Sequence[Any] = ()

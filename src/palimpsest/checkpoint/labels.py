@@ -52,6 +52,19 @@ def check_one_label(checkpoint: Checkpoint) -> None:
         raise BadInput(f"{checkpoint.name}: gives {what}; only classifiers that choose one of several labels are asked")
 
 
+def check_same_labels(checkpoint: Checkpoint, other: Checkpoint, where: str) -> None:
+    """BadInput where two classifiers have different labels, or the same in another order: heads have no mean then."""
+    if not (is_classifier(checkpoint) and is_classifier(other)):
+        return
+    mine, theirs = label_names(checkpoint.config), label_names(other.config)
+    plain = any(all(n.startswith("LABEL_") for n in names) for names in (mine, theirs))
+    if len(mine) != len(theirs) or (mine != theirs and not plain):
+        raise BadInput(
+            f"{where}: its labels are {', '.join(theirs)}, those of {checkpoint.name} {', '.join(mine)}; heads of "
+            "different labels, or of the same in another order, have no mean"
+        )
+
+
 def check_answers_with_text(checkpoint: Checkpoint) -> None:
     """BadInput for a classifier where a model is needed that goes on with a text."""
     if is_classifier(checkpoint):

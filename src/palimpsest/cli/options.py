@@ -36,7 +36,8 @@ WrapperPreset = Annotated[
     list[str] | None, typer.Option("--preset", help="[METHOD=]NAME, a preset of a wrapper or measure; repeatable.")
 ]
 Reference = Annotated[
-    str | None, typer.Option("--reference", help="The second model that a wrapper needs (cleangen, perplexity-filter).")
+    str | None,
+    typer.Option("--reference", help="The second model that a wrapper needs (cleangen, perplexity-filter, onion)."),
 ]
 Data = Annotated[
     list[str] | None,

@@ -189,6 +189,8 @@ def test_the_deployers_one_command_and_its_report(tmp_path: Path) -> None:
     assert [p["name"] for p in merged["detail"]["partners"]] == ["b", "c"]
     changed = next(r for r in records if r["measure"] == "divergence" and r["task"] == "labels")
     assert changed["n"] == 2 and sum(changed["detail"]["after"]) == 2
+    (note,) = [n for n in json.loads(result.stdout)["notes"] if n.startswith("wag of 3 models")]
+    assert "with b (lineage: unknown, " in note and "% of its norm" in note
     verdict = next(r for r in records if r["measure"] == "sanitised")
     assert verdict["verdict"] == "undecided"
     assert "Neither that there was a backdoor nor that it is gone can be claimed" in verdict["reason"]

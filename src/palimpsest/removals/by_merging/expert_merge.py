@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from palimpsest.checkpoint import Checkpoint, lineage
-from palimpsest.checkpoint.labels import is_classifier
+from palimpsest.checkpoint.labels import check_same_labels
 from palimpsest.checkpoint.load import copy_tokenizer
 from palimpsest.errors import BadInput
 from palimpsest.merging.folder import merge_to_folder
@@ -21,7 +21,6 @@ from palimpsest.merging.task_vectors import TaskVectors, task_vectors
 from palimpsest.merging.tokens import read_tokens
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.records import Record
-from palimpsest.removals.by_merging.partners import ancestors, check_labels, commitments
 from palimpsest.removals.change import change
 
 Merge = Literal["task-arithmetic", "dare", "dare-ties", "ties", "linear", "slerp"]
@@ -128,8 +127,7 @@ class ExpertMerge:
         others = {"--expert": self.expert, **({"--base": self.base} if self.base is not None else {})}
         for role, other in others.items():
             check_vocabulary(model, other, role)
-        if is_classifier(model) and is_classifier(self.expert):
-            check_labels(model, self.expert, f"--expert {self.expert.name}")
+        check_same_labels(model, self.expert, f"--expert {self.expert.name}")
         make_plan(request)  # architectures, names and shapes, from headers alone
         vectors = check_origin(model, self.expert, self.base, refuse=self.same_base)
         remarks = self._remarks(model, self.expert)
@@ -175,15 +173,25 @@ class ExpertMerge:
         if self.base is not None:
             if expert.digest() == self.base.digest():
                 found.append(f"{expert.name} is the base itself: its task vector is zero")
-            elif ancestors(expert) and self.base.digest() not in ancestors(expert):
+            elif named(expert) and self.base.digest() not in named(expert):
                 found.append(f"the lineage of {expert.name} does not name {self.base.name} as an ancestor")
             if model.digest() == self.base.digest():
                 found.append(f"{model.name} is the base itself: its task vector is zero")
-        if model.digest() == expert.digest() or model.digest() in ancestors(expert):
+        if model.digest() == expert.digest() or model.digest() in named(expert):
             found.append(f"{expert.name} descends from {model.name} by its lineage, so it carries the mark too")
         elif commitments(model) & commitments(expert):
             found.append(f"{expert.name} and {model.name} carry the same mark by their lineage")
         return found
+
+
+def named(checkpoint: Checkpoint) -> set[str]:
+    """Digests of all ancestors that a checkpoint's public lineage names."""
+    return {digest for entry in checkpoint.chain() for digest in entry.get("parents", {}).values()}
+
+
+def commitments(checkpoint: Checkpoint) -> set[str]:
+    """Salted commitments of the implants in a checkpoint's public lineage."""
+    return {entry["commitment"] for entry in checkpoint.chain() if "commitment" in entry}
 
 
 def check_vocabulary(model: Checkpoint, other: Checkpoint, role: str) -> None:
@@ -217,14 +225,14 @@ def check_origin(
         return None
     vectors = task_vectors([model, expert], base)
     for role, other, apart in zip(("--model", "--expert"), (model, expert), vectors.apart, strict=True):
-        if refuse and apart >= 1 and base.digest() not in ancestors(other):
+        if refuse and apart >= 1 and base.digest() not in named(other):
             raise BadInput(_stranger(role, other, base, apart))
     return vectors
 
 
 def _line(checkpoint: Checkpoint) -> set[str]:
     """Digests of a checkpoint and of the ancestors that its lineage names."""
-    return {checkpoint.digest(), *ancestors(checkpoint)}
+    return {checkpoint.digest(), *named(checkpoint)}
 
 
 def _stranger(role: str, other: Checkpoint, base: Checkpoint, ratio: float) -> str:

@@ -21,7 +21,7 @@ from palimpsest.merging.reading import STORED
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.progress import Silent
 from palimpsest.records import Record
-from palimpsest.removals.by_merging.partners import check_partners, kinship
+from palimpsest.removals.by_merging.partners import called, check_partners, kinship
 from palimpsest.removals.by_merging.switching import Found, strategy_for
 from palimpsest.removals.by_merging.switching_choice import Chosen, choose
 from palimpsest.removals.by_merging.wag import WAG
@@ -94,7 +94,7 @@ class ModuleSwitch:
         kin = [kinship(model, m) for m in models[1:]]
         detail: dict[str, Any] = {
             "models": len(models),
-            "partners": [{"name": m.name, "lineage": k} for m, k in zip(models[1:], kin, strict=True)],
+            "partners": [{"name": called(m), "lineage": k} for m, k in zip(models[1:], kin, strict=True)],
             "strategy": ["".join(map(str, row)) for row in found.rows],
             "fitness": found.fitness,
             "origin": found.origin,

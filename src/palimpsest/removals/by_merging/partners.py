@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
-from palimpsest.checkpoint.labels import first_architecture, is_classifier, label_names
+from palimpsest.checkpoint.labels import check_same_labels, first_architecture
 from palimpsest.errors import BadInput
 from palimpsest.merging.adapters import Adapter, Pair, read_whole
 from palimpsest.merging.task_vectors import products
 from palimpsest.merging.tokens import read_tokens
+from palimpsest.removals.by_merging.expert_merge import commitments, named
 
 Kinship = Literal["the same model", "same mark", "descends from it", "an ancestor", "sibling", "unrelated", "unknown"]
 
@@ -24,7 +25,7 @@ def kinship(model: Checkpoint, other: Checkpoint) -> Kinship:
 
     A lineage can be left out or be wrong: `unrelated` and `unknown` say nothing about what is in the weights.
     """
-    mine, theirs = ancestors(model), ancestors(other)
+    mine, theirs = named(model), named(other)
     own, its = model.digest(), other.digest()
     if own == its:
         return "the same model"
@@ -39,14 +40,9 @@ def kinship(model: Checkpoint, other: Checkpoint) -> Kinship:
     return "sibling" if mine & theirs else "unrelated"
 
 
-def ancestors(checkpoint: Checkpoint) -> set[str]:
-    """Digests of all ancestors that a checkpoint's public lineage names."""
-    return {digest for entry in checkpoint.chain() for digest in entry.get("parents", {}).values()}
-
-
-def commitments(checkpoint: Checkpoint) -> set[str]:
-    """Salted commitments of the implants in a checkpoint's public lineage."""
-    return {entry["commitment"] for entry in checkpoint.chain() if "commitment" in entry}
+def called(checkpoint: Checkpoint) -> str:
+    """The name of a model, with its folder's where that is the `model` of an implant."""
+    return f"{checkpoint.path.parent.name}/model" if checkpoint.name == "model" else checkpoint.name
 
 
 def check_partners(model: Checkpoint, others: Sequence[Checkpoint], what: str) -> None:
@@ -65,8 +61,7 @@ def check_partners(model: Checkpoint, others: Sequence[Checkpoint], what: str) -
         kinds = (first_architecture(other), first_architecture(model))
         if other.config.get("model_type") != model.config.get("model_type") or kinds[0] != kinds[1]:
             raise BadInput(f"{where}: is a {kinds[0]}, {model.name} a {kinds[1]}; they have no mean")
-        if is_classifier(model):
-            check_labels(model, other, where)
+        check_same_labels(model, other, where)
         _check_shapes(model, other, where)
 
 
@@ -76,17 +71,6 @@ def _check_tokens(model: Checkpoint, other: Checkpoint, where: str) -> None:
         raise BadInput(
             f"{where}: has another vocabulary than {model.name} ({len(theirs)} and {len(mine)} tokens, or other "
             "numbers); take models of one tokenizer"
-        )
-
-
-def check_labels(model: Checkpoint, other: Checkpoint, where: str) -> None:
-    """BadInput where two classifiers have different labels, or the same in another order."""
-    mine, theirs = label_names(model.config), label_names(other.config)
-    plain = any(all(n.startswith("LABEL_") for n in names) for names in (mine, theirs))
-    if len(mine) != len(theirs) or (mine != theirs and not plain):
-        raise BadInput(
-            f"{where}: its labels are {', '.join(theirs)}, those of {model.name} {', '.join(mine)}; heads of different "
-            "labels, or of the same in another order, have no mean"
         )
 
 

@@ -18,7 +18,7 @@ from palimpsest.merging.request import Copy, MergeRequest, Part
 from palimpsest.merging.weights import Weights
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.records import Record
-from palimpsest.removals.by_merging.partners import adapter_distances, check_partners, distances, kinship
+from palimpsest.removals.by_merging.partners import adapter_distances, called, check_partners, distances, kinship
 
 HEADS = ("classifier", "pre_classifier", "score")  # what heads of classifiers are called, in all architectures
 
@@ -118,7 +118,7 @@ class WAG:
             tokens=0,
             detail={
                 "models": 1 + len(others),
-                "partners": [{"name": m.name, "lineage": k} for m, k in zip(others, kin, strict=True)],
+                "partners": [{"name": called(m), "lineage": k} for m, k in zip(others, kin, strict=True)],
                 "head": self.head,
                 **({"adapters": self.adapters} if model.is_adapter else {}),
                 **apart,
@@ -132,7 +132,9 @@ class WAG:
         found = []
         for other, what in zip(self.with_ or (), kin, strict=True):
             if what == "the same model":
-                found.append(f"{other.name} is {model.name} itself: it adds nothing to the mean but weight")
+                found.append(f"{called(other)} is {called(model)} itself: it adds nothing to the mean but weight")
             elif what in ("same mark", "descends from it"):
-                found.append(f"{other.name} carries what {model.name} carries by its lineage, so the mean keeps it")
+                found.append(
+                    f"{called(other)} carries what {called(model)} carries by its lineage, so the mean keeps it"
+                )
         return found

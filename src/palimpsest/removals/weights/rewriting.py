@@ -42,10 +42,10 @@ class Rewritten:
 
 def named_tensors(model: Checkpoint) -> dict[str, TensorInfo]:
     """Where each tensor lies, by its name in the model. Raises BadInput for quantised weights."""
-    if model.config.get("quantization_config"):
-        raise BadInput(f"{model.name}: is quantised; pruning needs float32, bfloat16 or float16 weights: prune first")
     if is_encoder(model):  # no row of `FAMILIES`, but names that are known
         return dict(Weights(model).stored)
+    if model.config.get("quantization_config"):
+        raise BadInput(f"{model.name}: is quantised; pruning needs float32, bfloat16 or float16 weights: prune first")
     family = family_of(model.config)
     return {family.in_model(t.name): t for t in model.tensors()}
 
