@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from palimpsest import judging, preflight, registry
+from palimpsest import preflight, registry
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
@@ -39,6 +39,8 @@ def protect(
     models and compare their answers on a fixed text: record `agreement`. Without it only what trains loads a model.
     Raises CheckFailed, with nothing written, where a method that keeps the function did not keep it.
     """
+    from palimpsest import judging
+
     out = Path(out)
     cls = registry.find(method, "protections")
     check_target(out, force)
