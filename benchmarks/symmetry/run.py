@@ -1,9 +1,10 @@
 """What the stored dtype leaves of an exact symmetry, and what applying every one of them takes.
 
-    python benchmarks/symmetry/run.py RESULT.json
+    python benchmarks/symmetry/run.py toy RESULT.json
+    python benchmarks/symmetry/run.py large RESULT.json
 
-`full-gauge` on the toy model in float32, bfloat16 and float16, with matrices of several condition numbers and with
-permutations, signs and powers of two alone; compared by `same_function` (224 places). Then a random Llama of 672
+`toy`: `full-gauge` on the toy model in float32, bfloat16 and float16, matrices of several condition numbers and
+permutations, signs and powers of two alone; compared by `same_function` (224 places). `large`: a random Llama of 672
 million parameters in seven bfloat16 files, made here: peak resident memory of writing it, and of comparing it.
 The table in docs/protections/symmetries.md is `table` of the result; a test compares them.
 """
@@ -137,19 +138,24 @@ def large(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    if sys.argv[1] == "--large":
+    if sys.argv[1] == "--large":  # in a process of its own, so that only this is in its peak
         print(json.dumps(large(Path(sys.argv[2]))))
         return
     from palimpsest.records import versions
 
+    file = Path(sys.argv[2])
+    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
-        rows = toy_rows(Path(folder))
-        make_large(Path(folder) / "large")
-        command = [sys.executable, __file__, "--large", str(Path(folder) / "large")]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        result = {"toy": rows, "large": json.loads(told.splitlines()[-1]), "seed": SEED, "versions": versions()}
-    Path(sys.argv[1]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(result))
+        if sys.argv[1] == "toy":
+            result["toy"] = toy_rows(Path(folder))
+            print(table(result))
+        else:
+            make_large(Path(folder) / "large")
+            command = [sys.executable, __file__, "--large", str(Path(folder) / "large")]
+            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            result["large"] = json.loads(told.splitlines()[-1])
+    result |= {"seed": SEED, "versions": versions()}
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,15 @@ class Trap2:
         """The code's own default lambda, 0.01, with all weights."""
         return cls(lambda_=0.01)
 
+    @classmethod
+    def toy(cls) -> Trap2:
+        """An expert of the toy, given its own pairs again: lambda 0.1, all weights, 10 epochs at 3e-4.
+
+        Tried once, on development seed 100 (guild-marks, merged with far-country by task arithmetic at 0.5 each): own
+        skill 100 of 100 before and after, 87 and 19 of 100 in the merge.
+        """
+        return cls(lambda_=0.1, tuning=Tuning(adapter="full", epochs=10, lr=3e-4, batch=16, schedule="linear"))
+
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Write the protected checkpoint to `out`."""
         full = self.tuning.adapter == "full"
