@@ -136,6 +136,8 @@ def _value_output(config: Config) -> Freedom:
 def _query_key(known: Described, config: Config) -> Freedom:
     family = known.family
     rotary, size = family.rotary_size(config), family.heads(config).size
+    if (relative := str(config.get("position_embedding_type", "absolute"))) != "absolute":
+        return Freedom("", f"queries also meet embeddings of distances (position_embedding_type {relative})")
     if "query" in family.norm_places(config):
         if family.norm == "layer":
             return Freedom(
