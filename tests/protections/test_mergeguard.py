@@ -65,7 +65,9 @@ def test_the_penalty_is_the_squares_of_all_layers(models: Models) -> None:
     network = load_model(resolve(models.base("llama")), Context())
     ids = torch.randint(6, 380, (4, 9), generator=torch.Generator().manual_seed(0))
     whole = Batch(ids, torch.ones(4, 9))
-    squares = sum(float(t.detach().square().sum()) for n, t in network.named_parameters() if n.startswith("model.layers."))
+    squares = sum(
+        float(t.detach().square().sum()) for n, t in network.named_parameters() if n.startswith("model.layers.")
+    )
     found, plain = SpreadLoss(0.01)(network, whole), batch_loss(network, whole)
     assert float(found.detach()) == pytest.approx(float(plain.detach()) + 0.01 * squares, rel=1e-5)
     parts = parts_of_a_step([Batch(ids[:1], torch.ones(1, 9)), Batch(ids[1:], torch.ones(3, 9))])

@@ -73,7 +73,8 @@ def load_expanded(model: Checkpoint) -> Any:
     config = {k: v for k, v in model.config.items() if k != "expanded"}
     config["model_type"] = model.config["expanded"]["model_type"]
     family = family_of(config)
-    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float().eval()
+    network: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    network = network.float().eval()
     state = dict(network.named_parameters())
     apart: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _stored(model, family):
@@ -109,7 +110,8 @@ def attach(layer: nn.Module, family: Family, expansion: Expansion) -> None:
         given[:] = [inputs[0]]
 
     def after(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output + expansion(given.pop()).view_as(output)
+        more: Tensor = expansion(given.pop())
+        return output + more.view_as(output)
 
     layer.add_module("expanded", expansion)
     layer.get_submodule(family.gate or family.up).register_forward_pre_hook(before)

@@ -83,8 +83,8 @@ def tuned(
         network, log = tune(network, source, tuning, ctx, **ways)
     else:
         watcher.begin(network, tokenizer)
-        stops = {"step_done": watcher.after_step, "epoch_done": watcher.after_epoch}
-        network, log = tune(network, source, tuning, ctx, **ways, **stops)
+        ways |= {"step_done": watcher.after_step, "epoch_done": watcher.after_epoch}
+        network, log = tune(network, source, tuning, ctx, **ways)
         watcher.end(network)
     if save == "adapter":
         made = write_adapter(network, model, out, method)
