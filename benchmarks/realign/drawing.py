@@ -94,10 +94,10 @@ def roles(rows: list[Row]) -> str:
 
 def assignments(rows: list[Row]) -> str:
     """The large assignment."""
-    lines = ["| change | right | certain without a solver | CPU seconds | threads |", "|---|---|---|---|---|"]
+    lines = ["| change | right | certain without a solver | seconds | threads |", "|---|---|---|---|---|"]
     for r in rows:
         lines.append(
-            f"| {r['size']} | {r['right']:,} of {r['of']:,} | {r['certain']:,} | {r['cpu_seconds']} | {r['threads']} |"
+            f"| {r['size']} | {r['right']:,} of {r['of']:,} | {r['certain']:,} | {r['seconds']} | {r['threads']} |"
         )
     return "\n".join(lines)
 
