@@ -11,13 +11,12 @@ from palimpsest import judging, preflight, registry
 from palimpsest.calls import DEFAULT_RUN, Result, Run, complete, method_for, stamped
 from palimpsest.checkpoint import Checkpoint, is_toy, resolve
 from palimpsest.checkpoint.output import check_target, new_folder
-from palimpsest.errors import BadInput, CheckFailed
-from palimpsest.method import Context, input_fields
+from palimpsest.errors import BadInput
+from palimpsest.method import Context, Made, input_fields
 from palimpsest.records import Record
 from palimpsest.statistics import clopper_pearson
 
 SECRET = "secret.safetensors"
-EQUAL = 1e-4  # largest relative difference of float32 logits that a function-preserving protection may leave
 
 
 def protect(
@@ -25,7 +24,7 @@ def protect(
     model: str | Path | Checkpoint,
     out: str | Path,
     *,
-    base: str | Path | Checkpoint | None = None,
+    base: str | Path | None = None,
     data: Sequence[str | Path] = (),
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -52,10 +51,8 @@ def protect(
             made = instance.apply(original, folder / "model", ctx)
             if made.secret is not None:
                 made.secret.write(folder / SECRET)
-            records = list(made.records)
             if check and cls.traits.stock:
-                records.append(agreement(original, made.checkpoint, ctx, exact=cls.traits.exact))
-            made.records = records
+                made.records.append(agreement(original, made, ctx))
             (folder / "model").chmod(0o755)
         protected = Checkpoint(out.absolute() / "model", out.name)
         records = stamped(made, protected, "protected", None)
@@ -70,22 +67,24 @@ def protect(
     return Result(complete(records, ctx), out / "model", None, notes, secret=out / SECRET if made.secret else None)
 
 
-def agreement(original: Checkpoint, changed: Checkpoint, ctx: Context, *, exact: bool) -> Record:
-    """Positions of a fixed text where both models choose the same next token in the dtype they are stored in.
+def agreement(original: Checkpoint, made: Made, ctx: Context) -> Record:
+    """Positions of a fixed batch where both models choose the same next token in the dtype they are stored in.
 
-    The record's detail holds the relative difference of their float32 logits. Raises CheckFailed where a method keeps
-    the function, weights are stored in float32, and that difference is above 1e-4.
+    The record's detail holds the relative difference of their logits: in float32 before weights are rounded, where the
+    method is exact, and as stored. Raises CheckFailed where a method keeps the function and it is not kept.
     """
+    from palimpsest.protections.secret import Secret
     from palimpsest.symmetry.agreement import same_function
 
-    found = same_function(original, changed, ctx)
-    if exact and changed.dtype == "float32" and not found.relative_error <= EQUAL:
-        raise CheckFailed(
-            f"the protected model is not the same function: its float32 logits differ by {found.relative_error:.2g} "
-            f"({EQUAL:g} is allowed); nothing was written"
-        )
+    facts = made.records[0].detail if made.records else {}
+    exact = bool(facts.get("exact"))
+    gauge = made.secret.gauge() if exact and isinstance(made.secret, Secret) else None
+    found = same_function(original, made.checkpoint, ctx, gauge, untie=bool(facts.get("untied")))
+    if exact:
+        found.require(made.checkpoint.name)
     count = round(found.argmax_agreement * found.n)
     interval = clopper_pearson(count, found.n)
+    errors = {"relative_error": found.relative_error, "stored_error": found.stored_error}
     return Record(
         "agreement",
         value=count / found.n,
@@ -95,10 +94,10 @@ def agreement(original: Checkpoint, changed: Checkpoint, ctx: Context, *, exact:
         high=interval.high,
         confidence=0.95,
         sided="two",
-        model=changed.name,
+        model=made.checkpoint.name,
         task="next-token",
-        dtype=changed.dtype,
-        detail={"relative_error": found.relative_error, "exact": exact, "original": original.digest()},
+        dtype=found.dtype,
+        detail={**errors, "exact": exact, "original": original.digest()},
     )
 
 

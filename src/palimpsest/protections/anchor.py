@@ -1,4 +1,4 @@
-"""The base as an anchor: its tensors beside a loaded model's parameters, and the dialogues that protections train on."""
+"""The base as an anchor: its tensors beside a loaded model's parameters; the dialogues that protections train on."""
 
 from __future__ import annotations
 
@@ -48,4 +48,5 @@ def chosen_dialogues(data: Dialogues | None, part: str, samples: int | None, wha
 
 def relative_distance(weight: Tensor, anchor: Tensor) -> Tensor:
     """||W - A||_2 / ||A||_2, a scalar that gradients go back through; 0 for A = 0."""
-    return torch.linalg.vector_norm(weight - anchor) / torch.linalg.vector_norm(anchor).clamp_min(1e-12)
+    found: Tensor = torch.linalg.vector_norm(weight - anchor) / torch.linalg.vector_norm(anchor).clamp_min(1e-12)
+    return found

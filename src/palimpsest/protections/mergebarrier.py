@@ -30,12 +30,13 @@ class MergeBarrier:
     as Hugging Face lays them out), is our reconstruction; what is done to values and outputs, k, and the numbers of
     its tables are not known here, and none is quoted.
 
-    On a model with rotary positions that P is **not** function-preserving (measured: 5.0 relative error of logits). What
-    is legal there are complex scalars on rotary pairs; this is `form=pairs`, of our derivation: per KV group the
+    On a model with rotary positions that P is **not** function-preserving (measured: 5.0 relative error of logits).
+    What is legal there are complex scalars on rotary pairs; this is `form=pairs`, of our derivation: per KV group the
     `k` share of pairs with the largest sum over its query heads of ||W_q,pair||^2, plus ||W_k,pair||^2, times -1 in
-    both rows (j, j + r / 2) of queries and keys. Among signed pair flips with as many flips that is the maximiser. It is
-    exact to the bit in any dtype. Dimensions that do not turn (a part of GPT-NeoX's and Phi's) take the eigen-reflection.
-    Threat model: a merger who averages weights; whoever has the base reads the signs off a projection.
+    both rows (j, j + r / 2) of queries and keys. Among signed pair flips with as many flips that is the maximiser. It
+    is exact to the bit in any dtype. Dimensions that do not turn (a part of GPT-NeoX's and Phi's) take the
+    eigen-reflection. Threat model: a merger who averages weights; whoever has the base reads the signs off a
+    projection.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -64,8 +65,8 @@ class MergeBarrier:
         sizes = layers.sizes
         if self.form == "literal" and sizes.pairs:
             raise BadInput(
-                f"mergebarrier: {model.name} turns {2 * sizes.pairs} of a head's {sizes.head} dimensions with the position, "
-                "and a reflection that mixes rotary pairs changes its function; use --set form=pairs"
+                f"mergebarrier: {model.name} turns {2 * sizes.pairs} of a head's {sizes.head} dimensions with the "
+                "position, and a reflection that mixes rotary pairs changes its function; use --set form=pairs"
             )
         if self.form == "pairs" and not sizes.pairs:
             raise BadInput(
@@ -116,7 +117,8 @@ def flips(energy: Tensor, k: float) -> Tensor:
 
 
 def reflection(query: Tensor, key: Tensor, k: float) -> Tensor:
-    """P = I - 2 V V^T of each group: (groups, n, n) float64; V the round(k n) first eigenvectors of the rows' Gram matrix.
+    """P = I - 2 V V^T of each group: (groups, n, n) float64; V the round(k n) first eigenvectors of the rows' Gram
+    matrix.
 
     query: (groups, query heads of a group, n, in); key: (groups, n, in).
     """
@@ -125,4 +127,5 @@ def reflection(query: Tensor, key: Tensor, k: float) -> Tensor:
     vectors = torch.linalg.eigh(gram).eigenvectors  # columns, energies rising
     count = round(k * gram.shape[1])
     chosen = vectors[:, :, gram.shape[1] - count :]
-    return torch.eye(gram.shape[1], dtype=torch.float64) - 2.0 * chosen @ chosen.transpose(1, 2)
+    found: Tensor = torch.eye(gram.shape[1], dtype=torch.float64) - 2.0 * chosen @ chosen.transpose(1, 2)
+    return found

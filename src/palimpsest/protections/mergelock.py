@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.errors import BadInput
@@ -67,6 +67,6 @@ class MergeLock:
         if not chosen:
             raise BadInput(f"mergelock: nothing of it keeps the function of {model.name}: {allowed.refused[wanted[0]]}")
         gauge = draw(model.config, chosen, secret_generator(ctx), self.condition)
-        detail = {c.replace("-", "_"): FORMS.get(allowed.form(c), "none") for c in wanted}
+        detail: dict[str, Any] = {c.replace("-", "_"): FORMS.get(allowed.form(c), "none") for c in wanted}
         detail |= {"condition": self.condition}
         return protected_by(gauge, model, out, ctx, "mergelock", self.traits, detail=detail, seconds=watch.seconds)

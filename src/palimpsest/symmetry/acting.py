@@ -67,15 +67,18 @@ def columns_changed(role: str, weight: Tensor, layer: LayerGauge, sizes: Sizes) 
     return x.reshape(weight.shape)
 
 
-def query_key_gains(gain: Tensor, role: str, layer: LayerGauge, sizes: Sizes, whole: bool) -> Tensor:
-    """Gains (or biases) of the norm of queries or keys: (head size,), or over all heads where `whole`."""
+def query_key_gains(gain: Tensor, role: str, layer: LayerGauge, sizes: Sizes, whole: bool, less: float = 0.0) -> Tensor:
+    """Stored gains (or biases) of the norm of queries or keys: (head size,), or over all heads where `whole`.
+
+    less: by how much what is stored is less than the gain.
+    """
     s = layer.query_key_norm
     if s is not None:
         each = torch.cat([s[..., : sizes.pairs], s[..., : sizes.pairs], s[..., sizes.pairs :]], dim=-1).double()
         each = each if role == "query" else 1 / each
         if whole:
             each = each[:, None].expand(-1, sizes.shared if role == "query" else 1, -1).reshape(-1)
-        gain = gain * each.to(gain)
+        gain = (gain + less) * each.to(gain) - less
     if not whole:
         return gain
     x = gain.reshape(sizes.groups, -1, sizes.head)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from palimpsest.checkpoint import Checkpoint
+from palimpsest.checkpoint.digest import TOKENIZER_FILES
 from palimpsest.checkpoint.labels import FROM_PADDING, is_classifier
 from palimpsest.checkpoint.load import load_classifier, load_model, load_tokenizer, positions
 from palimpsest.checkpoint.probe import computing_in_float32, probe_ids
@@ -23,7 +24,7 @@ from palimpsest.method import Context
 from palimpsest.symmetry.editing import edit_for
 from palimpsest.symmetry.gauge import Gauge
 
-ROWS, TOKENS = 4, 48
+ROWS, CLASSIFIED, TOKENS = 4, 32, 48  # rows of random ids, for classifiers, and their length
 TOLERANCE = 1e-4  # of the largest logit, float32
 ROUNDED = 64.0  # machine epsilons of a stored dtype that logits may be apart by, over the largest logit
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -95,8 +96,11 @@ def fixed_batch(model: Checkpoint) -> list[list[int]]:
         room -= int(model.config.get("pad_token_id") or 0) + 1
     vocabulary, count = int(model.config["vocab_size"]), max(1, min(TOKENS, room))
     spared = model.config.get("pad_token_id")
-    drawn = torch.randint(0, vocabulary, (ROWS, count), generator=torch.Generator().manual_seed(0))
+    number = CLASSIFIED if is_classifier(model) else ROWS
+    drawn = torch.randint(0, vocabulary, (number, count), generator=torch.Generator().manual_seed(0))
     rows = [[i if i != spared else (i + 1) % vocabulary for i in row] for row in drawn.tolist()]
+    if not any((model.path / name).is_file() for name in TOKENIZER_FILES):  # transformers makes one up for some
+        return rows
     try:
         tokenizer = load_tokenizer(model)
     except BadInput:
@@ -115,17 +119,21 @@ def _dtype(model: Checkpoint) -> str:
 def _answers(
     model: Checkpoint, dtype: str, batch: list[list[int]], ctx: Context, edit: Callable[[str, Tensor], None] | None
 ) -> Answers:
-    """Logits (places, vocabulary or classes) of each row: as float32, as stored, and changed by `edit` in float32."""
+    """Logits (places, vocabulary or classes) of the rows: as float32, as stored, and changed by `edit` in float32.
+
+    Rows of one length share a pass.
+    """
     network = (load_classifier if is_classifier(model) else load_model)(model, ctx, dtype)
     device = next(network.parameters()).device
+    given = {} if is_classifier(model) else {"use_cache": False}
 
     def run(wide: bool, change: Callable[[str, Tensor], None] | None = None) -> list[Tensor]:
         found = []
         widened = computing_in_float32(network, change) if wide else nullcontext()
         with torch.inference_mode(), torch.autocast(device.type, enabled=False), widened:
-            for row in batch:
-                given = {} if is_classifier(model) else {"use_cache": False}
-                logits = network(input_ids=torch.tensor([row], device=device), **given).logits
+            for length in dict.fromkeys(len(row) for row in batch):
+                ids = torch.tensor([row for row in batch if len(row) == length], device=device)
+                logits = network(input_ids=ids, **given).logits
                 found.append(logits.float().cpu().reshape(-1, logits.shape[-1]))
         return found
 

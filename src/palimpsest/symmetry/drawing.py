@@ -81,7 +81,8 @@ class Pen:
         """(count, size, size), uniform over the orthogonal group, float64."""
         gaussian = torch.randn(count, size, size, generator=self.generator, dtype=torch.float64)
         q, r = torch.linalg.qr(gaussian)
-        return q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+        made: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+        return made.contiguous()  # QR's are stored by column
 
     def matrices(self, count: int, size: int) -> Tensor:
         """(count, size, size) float32, invertible, singular values in [1/c, c]; monomial where exact."""
@@ -91,7 +92,7 @@ class Pen:
                 made[number, torch.arange(size), self.order(size)] = self.scales((size,))
             return made
         left, right = self.orthogonal(count, size), self.orthogonal(count, size)
-        return ((left * self.sizes((count, 1, size))) @ right).float()
+        return ((left * self.sizes((count, 1, size))) @ right).float().contiguous()
 
     def complex(self, shape: tuple[int, ...], signs: bool) -> Tensor:
         """r e^{it}, complex64: r in [1/c, c], t uniform; +-1 where signs; powers of two times 1, i, -1, -i if exact."""

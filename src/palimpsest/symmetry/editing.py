@@ -65,11 +65,13 @@ class Editor:
         self._gains: dict[str, Tensor | None] = {}
         self._rows: dict[str, Tensor] = {}
         self.names = {name for name, info in self.infos.items() if self._concerned(name, info)}
-        if untie:
+        if untie or (self.tied and self.known.read == () and gauge.residual is not None):  # also under its other name
             self.names.add(f"{self.family.head}.weight")
 
     def __call__(self, name: str, tensor: Tensor) -> None:
-        """Change one tensor, as it is stored, in place."""
+        """Change one tensor, as it is stored, in place; one that is not in `names` stays."""
+        if name not in self.names:
+            return
         module, _, kind = name.rpartition(".")
         inside = module.removeprefix(f"{self.family.layers}.")
         if inside != module:
@@ -131,7 +133,7 @@ class Editor:
                 if place in ("query", "key"):
                     whole = self.family.query_norm == "whole"
                     less = 1.0 if self.family.norm == "rms-plus-one" and kind == "weight" else 0.0
-                    value = acting.query_key_gains(value + less, place, layer, self.sizes, whole) - less
+                    value = acting.query_key_gains(value, place, layer, self.sizes, whole, less)
                 else:
                     module = name.rpartition(".")[0]
                     value = self._norm(module, kind, value, layer.norms.get(place), folded=place in self.places)
@@ -186,10 +188,9 @@ class Editor:
     def _norm(self, module: str, kind: str, value: Tensor, scale: Tensor | None, folded: bool = True) -> Tensor:
         """Gain or bias (hidden,) of a norm on the stream, in the new basis."""
         residual, less = self.gauge.residual, 1.0 if self.family.norm == "rms-plus-one" and kind == "weight" else 0.0
-        value = value + less
         if isinstance(residual, Rotation) and folded:
             if kind == "weight":
-                value = torch.ones_like(value)
+                value = torch.ones_like(value) - less
             else:
                 gain = self._gain(module)
                 assert gain is not None
@@ -201,7 +202,7 @@ class Editor:
             value = value[residual.index]
             if kind == "bias":
                 value = value * residual.sign.to(value)
-        return (value if scale is None else value * scale.to(value)) - less
+        return value if scale is None else (value + less) * scale.to(value) - less
 
     # -- reading and storing -----------------------------------------------------------------------------------
 

@@ -154,7 +154,8 @@ def _reciprocal(numbers: Tensor | None) -> Tensor | None:
 
 
 def _inverted(matrices: Tensor) -> Tensor:
-    return torch.linalg.inv(matrices.double()).to(matrices.dtype)
+    back: Tensor = torch.linalg.inv(matrices.double())
+    return back.to(matrices.dtype)
 
 
 def _or_order(order: Tensor | None, count: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from palimpsest.checkpoint.labels import HEAD
 from palimpsest.errors import BadInput, nearest
 from palimpsest.symmetry.described import Described, activation, described
 from palimpsest.symmetry.gauge import Config
@@ -135,6 +136,8 @@ def _value_output(config: Config) -> Freedom:
 def _query_key(known: Described, config: Config) -> Freedom:
     family = known.family
     rotary, size = family.rotary_size(config), family.heads(config).size
+    if (relative := str(config.get("position_embedding_type", "absolute"))) != "absolute":
+        return Freedom("", f"queries also meet embeddings of distances (position_embedding_type {relative})")
     if "query" in family.norm_places(config):
         if family.norm == "layer":
             return Freedom(
@@ -197,6 +200,9 @@ def _final_norm(known: Described, config: Config, tied: bool) -> Freedom:
 def _permutation(known: Described, config: Config) -> Freedom:
     if why := _projected(known, config):
         return Freedom("", why)
+    named = str((config.get("architectures") or ("no architecture",))[0])
+    if known.normed and not named.endswith(HEAD):
+        return Freedom("", f"what it gives is the residual stream itself (config.json names {named}, not ...{HEAD})")
     if known.family.norm.startswith("layer"):
         return Freedom("one-sign", "features in any order, all with one sign: the norms take the mean away")
     return Freedom("signs", "features in any order, each with any sign")
