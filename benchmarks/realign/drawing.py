@@ -94,10 +94,10 @@ def roles(rows: list[Row]) -> str:
 
 def assignments(rows: list[Row]) -> str:
     """The large assignment."""
-    lines = ["| change | right | certain without a solver | CPU seconds | threads |", "|---|---|---|---|---|"]
+    lines = ["| change | right | certain without a solver | seconds | threads |", "|---|---|---|---|---|"]
     for r in rows:
         lines.append(
-            f"| {r['size']} | {r['right']:,} of {r['of']:,} | {r['certain']:,} | {r['cpu_seconds']} | {r['threads']} |"
+            f"| {r['size']} | {r['right']:,} of {r['of']:,} | {r['certain']:,} | {r['seconds']} | {r['threads']} |"
         )
     return "\n".join(lines)
 
@@ -178,11 +178,13 @@ def main() -> None:
     texts = {
         "curves": table(curves, lambda r: (r["size"], r["anchor"]), lambda k: f"{k[0]:g}", "change"),
         "roles": roles(curves),
-        "tuned": table(
+        "tuned": "(not measured yet: `run.py tuned`)"
+        if not tuned
+        else table(
             tuned, lambda r: (r["steps"], r["lr"], r["anchor"]), lambda k: f"{k[0]} steps at {k[1]:g}", "fine-tune"
         ),
         "neurons": assignments(rows_of("neurons")),
-        "merging": merges(merged) if merged else "(not measured)",
+        "merging": merges(merged) if merged else "(not measured yet: `merging.py`)",
     }
     text = page.read_text(encoding="utf-8")
     for name, made in texts.items():
