@@ -228,6 +228,25 @@ def test_an_expert_of_another_base_shape_or_vocabulary_is_refused_and_nothing_is
         assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_descends_from_the_base_is_merged_however_far_it_lies(
+    trio: tuple[Checkpoint, Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    base, marked, expert = trio
+    protected = resolve(moved(marked.path, tmp_path / "protected", 3.0, 5, "full-gauge"))
+    made = ExpertMerge(base, expert, share=0.25).apply(protected, tmp_path / "merged", CTX)
+    first, second = tensors(protected), tensors(expert)
+    for name, weight in tensors(made.checkpoint).items():
+        assert torch.allclose(weight, 0.25 * first[name] + 0.75 * second[name], atol=1e-5), name
+    (note,) = made.records[0].detail["notes"]
+    assert note.startswith("protected lies ") and note.endswith("times the base's norm from it, as protected models do")
+    assert ExpertMerge(None, protected, "linear").apply(marked, tmp_path / "linear", CTX).checkpoint.path.is_dir()
+    (protected.path / "palimpsest.json").unlink()
+    bare = resolve(protected.path)
+    for method, model in ((ExpertMerge(base, expert), bare), (ExpertMerge(None, bare, "linear"), marked)):
+        with pytest.raises(BadInput, match="protected: is of another base than"):
+            method.apply(model, tmp_path / "out", CTX)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma"])
 def test_other_families_and_dtypes_merge(tmp_path: Path, family: str) -> None:
     base = make_model(tmp_path / "base", family, layers=1, dtype="bfloat16")

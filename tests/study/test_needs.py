@@ -92,3 +92,19 @@ def test_a_wrapper_that_cannot_stand_around_the_model_is_refused(
     made = plan(parse_spec(spec))
     with pytest.raises(BadInput, match=said):
         needs_of(made)
+
+
+@pytest.mark.parametrize(
+    ("removal", "said"),
+    [
+        ({"meraser": {"mismatched": 100000}}, r"meraser-erase: data toy: its part 'erase' has \d+ dialogues"),
+        ({"finetune": {"part": "recover", "samples": 100000}}, r"finetune: data toy: its part 'recover' has \d+"),
+        ({"finetune": {"part": "recovr"}}, r"finetune: part 'recovr' is not valid; did you mean recover"),
+    ],
+)
+def test_rows_that_the_data_does_not_have_are_refused(
+    removal: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real methods
+    with pytest.raises(BadInput, match=f"s.yaml: {said}"):
+        needs_of(plan(parse_spec({**SPEC, "removals": [removal], "negatives": []}, "s.yaml")))

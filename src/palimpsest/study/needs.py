@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
-from palimpsest.errors import BadInput
+from palimpsest.data import Dialogues
+from palimpsest.data.dialogues import PARTS
+from palimpsest.errors import BadInput, nearest
 from palimpsest.machine import in_words
 from palimpsest.merging.tokens import read_tokens
 from palimpsest.method import Context
@@ -25,6 +27,7 @@ from palimpsest.preflight.jobs import adapter_bytes, resume_bytes, written_bytes
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store
 
+WHOLE = ("all", "training")  # parts of data that are several
 SAME_SHAPE = ("base", "expert", "against")  # inputs whose weights stand beside the model's own, number by number
 
 
@@ -66,6 +69,7 @@ def needs_of(plan: Plan, device: str = "cpu", store: Store | None = None) -> Nee
         whole_model(model)
         _check_wrappers(plan, step, model)
         _check_inputs(plan, step, model, checked)
+        _check_rows(plan, step)
         jobs: list[Job | None] = [None] if step.kind == "measure" else list(jobs_of_step(step))
         for job in jobs:
             others = _others(plan, step) if job is None else ()
@@ -130,6 +134,23 @@ def _check_inputs(plan: Plan, step: Step, model: Checkpoint, checked: set[tuple[
                 f"{where} {other.name}: has another vocabulary than {model.name} ({len(theirs)} and {len(mine)} "
                 "tokens, or other numbers); take one of the same base"
             )
+
+
+def _check_rows(plan: Plan, step: Step) -> None:
+    """BadInput where a training method asks for more rows than its data has, or for a part that there is not."""
+    data = plan.data.get(step.data)
+    if step.kind == "measure" or not isinstance(data, Dialogues):
+        return
+    part, mismatched = getattr(step.method, "part", None), getattr(step.method, "mismatched", None)
+    try:
+        if isinstance(mismatched, int):
+            data.part("erase", mismatched)
+        if isinstance(part, str) and hasattr(step.method, "samples") and part not in WHOLE:
+            if part not in PARTS:
+                raise BadInput(f"part {part!r} is not valid{nearest(part, [*PARTS, *WHOLE], 'part')}")
+            data.part(part, step.method.samples)
+    except BadInput as error:
+        raise BadInput(f"{plan.spec.source}: {step.method_name}: {error}") from None
 
 
 def _others(plan: Plan, step: Step) -> tuple[str, ...]:

@@ -101,6 +101,12 @@ class ExpertMerge:
         make_plan(request)  # architectures, names and shapes, from headers alone
         vectors = check_origin(model, self.expert, self.base)
         remarks = self._remarks(model, self.expert)
+        if vectors is not None:
+            remarks += [
+                f"{other.name} lies {apart:.2f} times the base's norm from it, as protected models do"
+                for other, apart in zip((model, self.expert), vectors.apart, strict=True)
+                if apart >= 1
+            ]
         merged = merge_to_folder(request, out, ctx, digests=False)
         copy_tokenizer(model.path, out)
         parents = {role.strip("-"): other.digest() for role, other in {"--model": model, **others}.items()}
@@ -173,18 +179,25 @@ def check_origin(model: Checkpoint, expert: Checkpoint, base: Checkpoint | None)
     """The task vectors of both (None without a base). Raises BadInput where a model is not of that base.
 
     A model is taken for one of another base where it lies further from the base than zero does (without a base: the
-    expert from the marked model): two independent models of a shape are nearly orthogonal, a fine-tune is near.
+    expert from the marked model): two independent models of a shape are nearly orthogonal, a fine-tune is near. Not so
+    where its public lineage names that base: a protection against merging moves a model as far, and whoever merges it
+    nevertheless gets what it makes of the merge.
     """
     if base is None:
         found = task_vectors([expert], model)
-        if found.apart[0] >= 1:
+        if found.apart[0] >= 1 and not (_line(model) & _line(expert)):
             raise BadInput(_stranger("--expert", expert, model, found.apart[0]))
         return None
     vectors = task_vectors([model, expert], base)
     for role, other, apart in zip(("--model", "--expert"), (model, expert), vectors.apart, strict=True):
-        if apart >= 1:
+        if apart >= 1 and base.digest() not in named(other):
             raise BadInput(_stranger(role, other, base, apart))
     return vectors
+
+
+def _line(checkpoint: Checkpoint) -> set[str]:
+    """Digests of a checkpoint and of the ancestors that its lineage names."""
+    return {checkpoint.digest(), *named(checkpoint)}
 
 
 def _stranger(role: str, other: Checkpoint, base: Checkpoint, ratio: float) -> str:
