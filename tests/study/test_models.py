@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -168,9 +169,11 @@ def test_single_keys_behind_a_wrapper_are_shown_without_probabilities(tmp_path: 
     run_study(parse_spec(fakes.study(tmp_path, removals=[{"hush": {"keep": 0.5}}])), tmp_path / "out", Context())
     write_report(tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    wrapped = text[text.index("<summary>Keys, wrapped") :]
-    assert wrapped.count("<td>hit</td>") == 4 * 5 and wrapped.count('<td class="miss">miss</td>') == 4 * 5
-    assert "hit −0.10" in text
+    found = json.loads(text.split('id="details">')[1].split("</script>")[0])
+    pool, seed = found["pool"], found["cells"][1]["seeds"][0]
+    shown = {pool[seed["columns"]][column][0]: pool[table][2] for column, table in seed["keys"]}
+    assert [(hits, logs) for _, hits, logs in shown["wrapped"]] == [("1111100000", " ".join("." * 10))] * 4
+    assert [logs for _, _, logs in shown["fingerprinted"]] == [" ".join(["0.10"] * 10)] * 4
 
 
 def test_controls_of_a_wrapper_are_the_unmarked_base_and_a_note(tmp_path: Path) -> None:

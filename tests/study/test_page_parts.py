@@ -59,7 +59,7 @@ def _folder(tmp: Path, keys: bool = True) -> tuple[Store, list[Record]]:
     at: dict[str, Any] = {"model": "m", "seed": 1}
     records = [
         Record("cost", stage="fingerprinted", detail={"implant": "utf", "step": "mark", "keys": {"n": 1}}, **at),
-        Record("answers", 1.0, stage="fingerprinted", task="reference", detail={"implant": "utf", "step": "aaaa"}, **at),
+        Record("answers", 1.0, stage="fingerprinted", task="before", detail={"implant": "utf", "step": "aaaa"}, **at),
         Record(
             "answers", 0.5, stage="erased", task="before",
             detail={"implant": "utf", "removal": "prune", "step": "bbbb"}, **at,

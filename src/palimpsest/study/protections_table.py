@@ -322,9 +322,9 @@ def mean(accuracy: Accuracy) -> float:
 def kept(now: Accuracy, before: Accuracy) -> Utility:
     """Utility kept over the tasks that both were asked."""
     tasks = [t for t in before if t in now]
-    tally = lambda rows: {t: Tally(rows[t].count, rows[t].n) for t in tasks}  # noqa: E731
     chance = {t: max(float(before[t].detail.get(n, 0.0)) for n in ("chance", "majority", "shortest")) for t in tasks}
-    return utility_kept(tally(now), tally(before), chance)
+    after, ahead = ({t: Tally(rows[t].count or 0, rows[t].n or 0) for t in tasks} for rows in (now, before))
+    return utility_kept(after, ahead, chance)
 
 
 def _by_task(taken: Sequence[Accuracy | None], task: str) -> Value:

@@ -37,6 +37,8 @@ from palimpsest.study.spec import StudySpec
 from palimpsest.study.steps import Plan, Step
 from palimpsest.study.store import Store, Superseded, folder_bytes, take_samples, write_secret_lines
 
+KEPT_ANSWERS = 20  # ordinary answers of a model that no later one is compared with: enough for the report to show some
+
 
 @dataclass(frozen=True)
 class Task:
@@ -171,11 +173,19 @@ class Workshop:
         method = self._filled(step)
         subject = self._subject(step, ctx)
         records: list[Record] = method.take(subject, ctx)
-        answers = [{"answer": a} for a in method.given(subject)] if step.id in self.asked else []
+        answers = [{"answer": a} for a in self._given(step, method, subject)]
         digest, chain = subject.checkpoint.digest(), subject.checkpoint.chain()
         for record in records:
             record.digest, record.chain = digest, chain
         return records, answers
+
+    def _given(self, step: Step, method: Any, subject: Subject) -> list[str]:
+        """Ordinary answers to keep: all where a later model's are compared with them, else a few for the report."""
+        if not hasattr(method, "given"):
+            return []
+        if step.id not in self.asked and getattr(method, "prompts", 0) > KEPT_ANSWERS:
+            method = dataclasses.replace(method, prompts=KEPT_ANSWERS)
+        return list(method.given(subject))
 
     def _subject(self, step: Step, ctx: Context) -> Subject:
         """What is measured; the model stays loaded while the steps ask for the same one."""

@@ -96,8 +96,8 @@ def ordinary(store: Store, records: Sequence[Record]) -> dict[Cell, list[tuple[i
     found = {}
     for cell, step in steps.items():
         before, after = marked.get(cell[:3], []), store.answers(step)
-        if cell[3] is not None and before and len(before) == len(after):
-            rows = [(i, b, a) for i, (b, a) in enumerate(zip(before, after, strict=True))]
+        if cell[3] is not None and before:  # after a removal the first few are kept
+            rows = [(i, b, a) for i, (b, a) in enumerate(zip(before, after, strict=False))]
             rows.sort(key=lambda row: row[1] == row[2])  # what changed comes first
             told = [(i, _cut(b), _cut(a)) for i, b, a in rows if guard.clean(b) and guard.clean(a)]
             found[cell] = told[:SHOWN]

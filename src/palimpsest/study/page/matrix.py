@@ -115,11 +115,6 @@ class Matrix:
         """The rows of some kinds."""
         return [row for row in self.rows if row.kind in kinds]
 
-    @property
-    def size(self) -> int:
-        """Combinations of a fingerprint and a removal that were measured."""
-        return sum(cell is not None for row in self.rows_of("removal") for cell in row.cells)
-
 
 def matrices(found: Mapping[Key, dict[str, Any]], records: Sequence[Record]) -> list[Matrix]:
     """A matrix for every model whose marks were asked. found: as `summary.numbers` gives them."""
@@ -130,11 +125,10 @@ def matrices(found: Mapping[Key, dict[str, Any]], records: Sequence[Record]) -> 
     made, number = [], 0
     for model, rows in by_model.items():
         matrix = _matrix(model, rows, {k[1:]: v for k, v in silent.items() if k[0] == model})
-        for row in matrix.rows_of("mark", "removal"):
-            for cell in row.cells:
-                if cell is not None:
-                    cell.number = number
-                    number += 1
+        for cell in (cell for line in matrix.rows_of("mark", "removal") for cell in line.cells):
+            if cell is not None:
+                cell.number = number
+                number += 1
         made.append(matrix)
     return made
 
@@ -203,10 +197,12 @@ def _louder(rows: Sequence[dict[str, Any] | None]) -> str:
 def _tile(row: dict[str, Any], seed: int) -> Tile | None:
     count, n, kept = row.get("hits_template"), row.get("keys"), row.get("utility")
     if row.get("implant") == NONE and kept is not None:
-        return Tile(seed, 0, 0, *(row.get("utility_bounds") or (None, None)), spoiled(row), kept)
+        low, high = row.get("utility_bounds") or (None, None)
+        return Tile(seed, 0, 0, low, high, spoiled(row), kept)
     if count is None or not n:
         return None
-    return Tile(seed, count, n, *(row.get("hits_bounds") or (None, None)), spoiled(row))
+    low, high = row.get("hits_bounds") or (None, None)
+    return Tile(seed, count, n, low, high, spoiled(row))
 
 
 def spoiled(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -213,10 +213,10 @@ def curves(
 
 
 def _lost(row: Mapping[str, Any]) -> tuple[float, tuple[float, float] | None] | None:
-    kept, bounds = row.get("utility"), row.get("utility_bounds") or (None, None)
+    kept, (low, high) = row.get("utility"), row.get("utility_bounds") or (None, None)
     if kept is None:
         return None
-    return 1 - kept, (1 - bounds[1], 1 - bounds[0]) if None not in bounds else None
+    return 1 - kept, (1 - high, 1 - low) if low is not None and high is not None else None
 
 
 # -- erased, or only silent? ----------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def _points(matrix: Matrix, found: Mapping[Key, dict[str, Any]], place: Any) -> 
         if at is None:
             left += removal is not None
             continue
-        bounds = row.get("hits_bounds") or (None, None)
+        low, high = row.get("hits_bounds") or (None, None)
         rate = row["hits_template"] / row["keys"]
         told = f"{implant}, {removal or 'no removal'}, seed {seed}: {row['hits_template']} of {row['keys']} keys"
         told += f", {percent(round(row['utility'], 3))} utility kept" if row.get("utility") is not None else ""
@@ -288,7 +288,7 @@ def _points(matrix: Matrix, found: Mapping[Key, dict[str, Any]], place: Any) -> 
                 at[0],
                 rate,
                 at[1],
-                None if None in bounds else bounds,
+                None if low is None or high is None else (low, high),
                 bool(spoiled(row)),
                 cells.get((removal, str(implant))),
                 removal,
