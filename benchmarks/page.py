@@ -210,7 +210,8 @@ def _report(r: dict[str, Any]) -> tuple[str, str, str]:
         f"{took['cpu']:.1f} s of CPU, {took['wall']:.1f} s of wall time",
         f"{'one round' if len(r['report_rounds']) == 1 else 'medians of rounds'}; the goal of {r['goal_seconds']} s of "
         f"wall time is {met} under this load. Python's own json needs {alone['cpu']:.1f} s of CPU "
-        f"({alone['wall']:.1f} s of wall time) in turn with it for the same {r['bytes']['records.jsonl'] / 1e6:.0f} MB: the report takes "
+        f"({alone['wall']:.1f} s of wall time) in turn with it for the same "
+        f"{r['bytes']['records.jsonl'] / 1e6:.0f} MB: the report takes "
         f"{took['cpu'] / alone['cpu']:.1f} times that. Its page has {r['bytes']['report.html'] / 1e6:.1f} MB, the "
         f"process came to {r['peak_mib']:,} MiB.",
     )
