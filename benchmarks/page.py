@@ -177,7 +177,7 @@ def studies() -> tuple[str, str]:
             rows.append([f"`{name}`", what, came, load])
             notes.append(f"`{name}`: {note}")
         else:
-            notes.append(f"`{name}` was not measured.")
+            notes.append(f"`{name}` was not measured: it trains the toy, and no machine was idle enough to trust it.")
     return table(["", "what", "result", "load, start to end"], rows), "\n\n".join(notes)
 
 
@@ -208,9 +208,10 @@ def _report(r: dict[str, Any]) -> tuple[str, str, str]:
     return (
         f"report of {r['records']:,} records",
         f"{took['cpu']:.1f} s of CPU, {took['wall']:.1f} s of wall time",
-        f"medians of {len(r['report_rounds'])} rounds; the goal of {r['goal_seconds']} s of wall time is {met} under "
-        f"this load. Python's own json needs {alone['cpu']:.1f} s of CPU ({alone['wall']:.1f} s of wall time) in turn "
-        f"with it for the same {r['bytes']['records.jsonl'] / 1e6:.0f} MB: the report takes "
+        f"{'one round' if len(r['report_rounds']) == 1 else 'medians of rounds'}; the goal of {r['goal_seconds']} s of "
+        f"wall time is {met} under this load. Python's own json needs {alone['cpu']:.1f} s of CPU "
+        f"({alone['wall']:.1f} s of wall time) in turn with it for the same "
+        f"{r['bytes']['records.jsonl'] / 1e6:.0f} MB: the report takes "
         f"{took['cpu'] / alone['cpu']:.1f} times that. Its page has {r['bytes']['report.html'] / 1e6:.1f} MB, the "
         f"process came to {r['peak_mib']:,} MiB.",
     )
