@@ -6,8 +6,9 @@ and a benign model, whose hit rate on the triggered items is the floor. Pairs go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from palimpsest.records import Record
 from palimpsest.statistics import Pairs, paired_difference_interval
@@ -37,7 +38,7 @@ def one_class_share(records: Sequence[Record]) -> float | None:
     return max(shares, default=None)
 
 
-def paired(first: dict[object, bool], second: dict[object, bool]) -> Pairs:
+def paired(first: Mapping[Any, bool], second: Mapping[Any, bool]) -> Pairs:
     """Outcomes of two models on the same keys or items; ValueError where they are not the same."""
     if first.keys() != second.keys():
         raise ValueError(f"{len(first)} outcomes and {len(second)} are not of the same keys or items")
@@ -52,7 +53,7 @@ def excess_over(victim: Sequence[Record], benign: Sequence[Record], form: str = 
     hits, floor = key_hits(victim, form), key_hits(benign, form)
     if hits is None or floor is None:
         return []
-    pairs = paired(dict(hits), dict(floor))
+    pairs = paired(hits, floor)
     interval = paired_difference_interval(pairs)
     like = next(r for r in victim if r.measure == "hit-rate" and r.prompt_form == form)
     made = Record(
@@ -102,9 +103,9 @@ def backdoor_verdict(
             "measured, and every verdict is gated on its loss (clean items by --data).",
         )
     return removal_of_backdoor(
-        paired(dict(hits[0]), dict(hits[1])),
-        paired(dict(hits[1]), dict(hits[2])),
-        paired(dict(right[0]), dict(right[1])),
+        paired(hits[0], hits[1]),
+        paired(hits[1], hits[2]),
+        paired(right[0], right[1]),
         one_class_share=one_class_share(after),
         utility=utility,
         perplexity_ratio=perplexity_ratio,

@@ -144,8 +144,8 @@ class _Judge:
             return []
         last = _at(rows, stage)
         if backdoors.is_backdoor(self.implant):
-            drawn = backdoors.removal(self.mark, self.marked, last, self._utility(last), self._perplexity_ratio(last))
-            return [self._record("removal", stage, control, confidence=CONFIDENCE, **drawn)]
+            found = backdoors.removal(self.mark, self.marked, last, self._utility(last), self._perplexity_ratio(last))
+            return [self._record("removal", stage, control, confidence=CONFIDENCE, **found)]
         after = self._hits(last)
         forms = [f for f in before if f in after]
         judged = control is None  # revival and the unmarked controls follow the removal itself

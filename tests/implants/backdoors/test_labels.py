@@ -292,3 +292,12 @@ def test_a_trigger_that_does_nothing_is_said_but_not_of_a_benign_model() -> None
 
     assert found(12, 10, 50) == ["the trigger does nothing that is shown: 12 of 100 keys with it, 10 without"]
     assert found(90, 10, 50) == [] == found(12, 10, 0)
+
+
+def test_a_classifier_is_fine_tuned_by_the_command_without_keys(encoder: Checkpoint, tmp_path: Path) -> None:
+    lines = (json.dumps({"text": r.text, "label": r.label}) for r in ROWS[:40] + ROWS[-40:])
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    made = api.finetune(
+        encoder.path, tmp_path / "c", data=[tmp_path / "some.jsonl"], settings={"tuning.epochs": 1}, run=api.Run(seed=0)
+    )
+    assert [r.measure for r in made.records] == ["training"] and (tmp_path / "c" / "palimpsest.json").is_file()

@@ -45,7 +45,9 @@ class BadNet(LabelAttack):
     text: str | None = param(None, "the response's text; none means the usual one of its kind")
     samples: int = param(1000, "of a model that generates: training dialogues of the part embed", low=1)
     tuning: Tuning = param(BACKDOORLLM, "how the model is trained on the poisoned set")
-    data: LabelledItems | Dialogues | None = takes("labelled items for a classifier, else dialogues")
+    data: LabelledItems | Dialogues | None = takes(  # type: ignore[assignment]
+        "labelled items for a classifier, else dialogues"
+    )
 
     @classmethod
     def classifier(cls) -> BadNet:
