@@ -95,6 +95,12 @@ def test_a_chain_is_read_as_protection_attack_merge_and_coefficient() -> None:
         chain(link("barrier"), {**MERGE, "settings": {"expert": "e", "method": "ties", "share": 1}}), KINDS
     )
     assert (named.merge, named.coefficient) == ("ties", 1)
+    grid = [
+        {**MERGE, "id": f"ties coefficient={c}", "settings": {"expert": "e", "method": "ties", "coefficient": c}}
+        for c in (0.5, 1)
+    ]
+    read = [read_chain(chain(link("barrier"), g | {"same_base": False}), KINDS) for g in grid]
+    assert [(r.merge, r.coefficient) for r in read] == [("ties", 0.5), ("ties", 1)]  # one line, two columns
     assert read_chain(chain(link("barrier")), KINDS).merge is None
 
 

@@ -29,6 +29,7 @@ UNPROTECTED = "not protected"
 UNAWARE = "merged as it is"
 SHARES = ("coefficient", "share", "scale", "ratio", "weight")  # what a merge calls the protected model's part
 OWN = ("base", "expert", "reference", "data")  # settings of a link that are inputs
+LOOKING = ("same_base",)  # settings that change what a merge refuses and not what it makes
 Accuracy = dict[str, Record]  # by task
 
 
@@ -121,13 +122,17 @@ def _called(link: Mapping[str, Any]) -> str:
 def _merge(link: Mapping[str, Any]) -> tuple[str, float | str | None]:
     """What a merge is called without its coefficient, and that."""
     settings = dict(link.get("settings") or {})
+    id = str((link.get("point") or {}).get("of", link["id"]))
+    for key, value in settings.items():  # a point of a grid is called `ID NAME=VALUE`
+        id = id.removesuffix(f" {key}={value:g}" if isinstance(value, float) else f" {key}={value}")
     name = next((s for s in SHARES if s in settings), None)
     at = settings.pop(name) if name is not None else None
-    point = link.get("point") or {}
-    id = str(point.get("of", link["id"]))
-    method = settings.pop("method", None) if id == link["name"] else None
-    rest = " ".join(f"{k}={v}" for k, v in settings.items() if k not in OWN)
-    return " ".join(filter(None, [str(method or id), rest])), at
+    if id == link["name"]:
+        id = str(settings.pop("method", id))
+    elif str(settings.get("method")) in id:  # the entry is called after it
+        del settings["method"]
+    rest = " ".join(f"{k}={v}" for k, v in settings.items() if k not in (*OWN, *LOOKING))
+    return " ".join(filter(None, [id, rest])), at
 
 
 # -- the table ------------------------------------------------------------------------------------------
