@@ -53,9 +53,8 @@ class RayExecutor:
         self.ray: Any = ray
         self.ours = not ray.is_initialized()
         if self.ours:
-            address = None if where.ray == "local" else where.ray
-            try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            try:  # "local" is Ray's own word too; no address at all would look for a cluster that may be long gone
+                ray.init(address=where.ray, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
             except (ConnectionError, RuntimeError, ValueError, TypeError) as error:
                 line = (str(error).strip().splitlines() or [""])[0]
                 raise BadInput(f"--ray {where.ray}: no cluster could be reached ({line})") from None
