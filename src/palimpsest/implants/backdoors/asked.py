@@ -171,7 +171,11 @@ def clean_data(
     if own is None and not references:
         notes.append("no --data: without clean items no verdict is drawn")
         return None
-    items = own if isinstance(own, LabelledItems) else load_labelled(list(references))
+    if isinstance(own, LabelledItems):
+        items = own
+    else:  # it trains on nothing, so what is held out is all that is read
+        held_out = all(str(r).startswith("test=") for r in references)
+        items = load_labelled([str(r).removeprefix("test=") if held_out else r for r in references])
     if items.held_out:
         return LabelledItems(items.name, items.held_out)
     if own is not None:
