@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 SEARCH = 60  # steps of the golden section: 2 * 0.618^60 is below rounding
+COARSE = 257  # points of the grid before that, over a factor of e^4 to either side
 GOLDEN = (5**0.5 - 1) / 2
 SINGULAR = 1e-7  # singular values below this share of the largest count as none
 Factors = Literal["complex", "real", "positive"]
@@ -33,8 +34,10 @@ def reciprocal_factors(
     """w (n,) that minimise |w first - first_anchor|^2 + |second / conj(w) - second_anchor|^2, row by row.
 
     first, second: (n, a) and (n, b), complex where `factors` is. With w = r e^{it}, A and B the inner products of
-    anchor and mine, t = -arg(r A + B / r) whatever r is, and r minimises r^2 P + S / r^2 - 2 |r A + B / r|, by golden
-    section around the projections' own estimates |A| / P and S / |B|. 1 where a row is zero on either side.
+    anchor and mine, t = -arg(r A + B / r) whatever r is, and r minimises r^2 P + S / r^2 - 2 |r A + B / r|. That may
+    have two valleys (where A and B disagree in sign), so it is looked at on a grid around the projections' own
+    estimates |A| / P and S / |B| first, then by golden section beside the best point. 1 where a row is zero on either
+    side.
     """
     p, s = power(first).double(), power(second).double()
     a, b = inner(first_anchor, first), inner(second_anchor, second)
@@ -50,8 +53,14 @@ def reciprocal_factors(
         return r.square() * p + s / r.square() - 2 * (turned if factors == "positive" else turned.abs())
 
     guess = 0.5 * ((a.abs() + tiny).log() - p.log() + s.log() - (b.abs() + tiny).log())
-    guess = torch.where((a.abs() > 1e-12 * p) & (b.abs() > 1e-12 * s), guess, 0.25 * (s / p).log())
-    low, high = guess - 2.0, guess + 2.0
+    middle = 0.25 * (s / p).log()  # where B or A is next to nothing the other guess is anywhere
+    guess = torch.where((a.abs() > 1e-12 * p) & (b.abs() > 1e-12 * s), guess, middle)
+    offsets = torch.linspace(-4.0, 4.0, COARSE, dtype=torch.float64)
+    tried = torch.cat([guess + offsets[:, None], middle + offsets[:, None]])  # (2 COARSE, n)
+    best = torch.stack([cost(u) for u in tried]).argmin(dim=0)
+    guess = tried.gather(0, best[None])[0]
+    width = 8.0 / (COARSE - 1)
+    low, high = guess - width, guess + width
     for _ in range(SEARCH):
         step = GOLDEN * (high - low)
         left, right = high - step, low + step
