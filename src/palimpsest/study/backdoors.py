@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from palimpsest import registry
-from palimpsest.measures.backdoor import backdoor_verdict
 from palimpsest.records import Record
 from palimpsest.verdicts import Utility
 
@@ -30,6 +29,8 @@ def removal(
     mark: all records of the mark without a removal, those of unmarked models too. victim, last: the marked model's,
     and those of the removal's last stage. The floor is a benign model's rate on the keys, else the clean base's.
     """
+    from palimpsest.measures.backdoor import backdoor_verdict  # reports of other studies need no torch
+
     floors = ([r for r in mark if r.control == control] for control in BENIGN)
     benign = next((rows for rows in floors if any(r.measure == "hit-rate" for r in rows)), [])
     kept = None if utility is None else utility.kept

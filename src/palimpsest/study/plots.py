@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from palimpsest.measures import key_picture
 from palimpsest.records import Record
 from palimpsest.study.summary import SummaryLine
 from palimpsest.study.tables import FORM_WORDS, Block, Column, percent, records_at
@@ -178,6 +177,10 @@ def key_plot(block: Block, rows: Sequence[Record]) -> str:
 
     Beside the stages the revival, and the unmarked base through the same removal: what the removal alone does.
     """
+    if not any(record.measure == "key-probabilities" for record in rows):
+        return ""
+    from palimpsest.measures import key_picture  # it needs torch, and most reports have no such picture
+
     found: list[key_picture.Panel] = []
     base: key_picture.Panel | None = None
     for column in block.columns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,11 +170,11 @@ def _md_row(cells: Sequence[str]) -> str:
 def csv_text(records: list[Record]) -> str:
     """All records as CSV, one a line, without their details."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        own = {"implant_id": record.detail.get("implant"), "removal": record.detail.get("removal")}
-        writer.writerow({**record.to_json(), **own})
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(CSV_FIELDS)
+    at = CSV_FIELDS.index("implant_id")  # this and the next, `removal`, stand in the detail
+    first, last = operator.attrgetter(*CSV_FIELDS[:at]), operator.attrgetter(*CSV_FIELDS[at + 2 :])
+    writer.writerows((*first(r), r.detail.get("implant"), r.detail.get("removal"), *last(r)) for r in records)
     return file.getvalue()
 
 
