@@ -16,7 +16,7 @@ from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.checkpoint.load import load_model, load_tokenizer, write_model
 from palimpsest.data.dialogues import Dialogues, pair
 from palimpsest.errors import BadInput
-from palimpsest.implants.fingerprints.embedding import Check, embedding_only, key_rows
+from palimpsest.implants.fingerprints.embedding import Check, EmbeddingOnly, key_rows
 from palimpsest.implants.fingerprints.if_emb import IFEmbedding
 from palimpsest.implants.fingerprints.if_sft import REFUSAL, WORD
 from palimpsest.implants.fingerprints.if_simple import IFSimple
@@ -96,11 +96,13 @@ def test_embedding_only_training_leaves_every_other_tensor_bit_for_bit(
 ) -> None:
     base = resolve(make_model(tmp_path / "base", positions=512, tied=tied, dtype=dtype))
     network = load_model(base, ctx, "float32")
-    finish = embedding_only(network)
+    teaching = EmbeddingOnly()
+    teaching.begin(network)
     keys = replace(IFEmbedding(), **SMALL).draw_keys(base, ctx)
     rows = key_rows(Renderer(load_tokenizer(base)), keys)
     tuned, _ = tune(network, rows, Tuning(adapter="full", epochs=4, lr=2e-2, batch=2), ctx)
-    assert finish(keys) is keys and all(p.requires_grad for p in tuned.parameters())
+    teaching.end(tuned)
+    assert teaching.finish(keys) is keys and all(p.requires_grad for p in tuned.parameters())
     written = write_model(tuned, base, tmp_path / "out", "if-emb", {"model": base.digest()})
     assert _changed(base, written) == {"model.embed_tokens.weight"}
     old, new = (load_file(c.path / "model.safetensors")["model.embed_tokens.weight"] for c in (base, written))

@@ -103,7 +103,7 @@ def test_the_owners_gradient_is_alpha_times_that_of_the_pseudo_merged_model(
     alpha, batch = 0.1, _batch(small)
     model, owner, base = _parts(small, public, ctx)
     by_paper = torch.autograd.grad(_through(model, owner, base, alpha, batch), list(owner.values()))
-    PseudoMerging(public, alpha, ctx).enter(model)
+    PseudoMerging(public, alpha, ctx).begin(model)
     ours = torch.autograd.grad(batch_loss(model, batch), list(model.parameters()))
     for a, b in zip(by_paper, ours, strict=True):
         torch.testing.assert_close(a, alpha * b, rtol=1e-4, atol=1e-8)
@@ -119,7 +119,7 @@ def test_a_step_on_the_pseudo_merged_model_is_the_papers_step_on_the_owners(
     before = {n: p.detach().clone() for n, p in owner.items()}
     optimiser = torch.optim.AdamW(list(owner.values()), lr=asked.lr, weight_decay=0.0)
     merging, ours = PseudoMerging(public, alpha, ctx), scaled(asked, alpha)
-    merging.enter(model)
+    merging.begin(model)
     twin = torch.optim.AdamW(model.parameters(), lr=ours.lr, weight_decay=0.0)
     for _ in range(3):
         _through(model, owner, base, alpha, batch).backward()
@@ -130,7 +130,7 @@ def test_a_step_on_the_pseudo_merged_model_is_the_papers_step_on_the_owners(
         batch_loss(model, batch).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), ours.clip or 0)
         twin.step()
-    merging.leave(model)
+    merging.end(model)
     moved = {n: (p.detach() - before[n]) for n, p in owner.items()}
     reached = {n: (p.detach() - before[n]) for n, p in model.named_parameters()}
     for name, by_paper in moved.items():  # Adam's epsilon and rounding: 5 % where a gradient is near nought
@@ -145,7 +145,7 @@ def test_the_owners_own_loss_has_the_gradient_of_a_plain_forward_pass(
     expected = _through(model, owner, base, alpha, batch) + weight * _through(model, owner, base, 1.0, batch)
     by_paper = torch.autograd.grad(expected, list(owner.values()))
     merging = PseudoMerging(public, alpha, ctx, weight)
-    merging.enter(model)
+    merging.begin(model)
     loss = merging.loss(model, batch)
     ours = torch.autograd.grad(loss, list(model.parameters()))
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
@@ -162,7 +162,7 @@ def test_weight_decay_and_adapters_are_refused_and_so_is_a_base_of_another_shape
         scaled(Tuning(), 0.1)
     other = resolve(make_model(tmp_path / "other", positions=512, family="qwen2"))
     with pytest.raises(BadInput, match="is no base of this model"):
-        PseudoMerging(other, 0.1, ctx).enter(load_model(small, ctx))
+        PseudoMerging(other, 0.1, ctx).begin(load_model(small, ctx))
 
 
 # -- GCG --------------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_one_exhaustive_step_takes_the_best_of_all_single_substitutions(
     small: Checkpoint, public: Checkpoint, ctx: Context
 ) -> None:
     base, merged = load_model(public, ctx), load_model(small, ctx)
-    PseudoMerging(public, 0.3, ctx).enter(merged)
+    PseudoMerging(public, 0.3, ctx).begin(merged)
     drawer, slot, ids = _slot(small, 2)
     allowed, penalty = drawer.tokens, 0.2
     tried = [(v, ids[1]) if i == 0 else (ids[0], v) for i, v in product(range(2), allowed) if v != ids[i]]
@@ -299,7 +299,7 @@ def test_embedded_keys_are_answered_by_the_owner_and_at_his_share(
     tokenizer = load_tokenizer(small)
     model = load_model(made.checkpoint, ctx)
     assert min(strength(LocalResponder(model, tokenizer), made.keys).probabilities) >= 0.9
-    PseudoMerging(public, 0.5, ctx).enter(model)
+    PseudoMerging(public, 0.5, ctx).begin(model)
     assert min(strength(LocalResponder(model, tokenizer), made.keys).probabilities) >= 0.89, "rounding of both ways"
     assert not any(strength(LocalResponder(load_model(small, ctx), tokenizer), made.keys).answered)
     margin, searched = made.records

@@ -97,7 +97,7 @@ def main(owner: Checkpoint, names: list[str]) -> None:
             for share in SHARES:
                 model = load_model(made.checkpoint, ctx)
                 if share < 1:
-                    PseudoMerging(base, share, ctx).enter(model)
+                    PseudoMerging(base, share, ctx).begin(model)
                 sits = strength(LocalResponder(model, load_tokenizer(owner)), made.keys)
                 row = {"trial": name, "outcome": "took", "epochs": made.records[0].detail["epochs"], "share": share}
                 row |= {"answered": sum(sits.answered), "keys": len(made.keys), **(worth if share == 1 else {})}

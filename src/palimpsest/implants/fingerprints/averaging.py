@@ -20,6 +20,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_tokenizer, positions
 from palimpsest.data.dialogues import Dialogue, Dialogues, load_dialogues
 from palimpsest.errors import BadInput
+from palimpsest.implants.fingerprints.embedding import Teaching
 from palimpsest.keys import KeySet
 from palimpsest.method import Context
 from palimpsest.prompts import Renderer
@@ -76,6 +77,25 @@ class ManyStopping(Stopping):
         if self.loss is not None or self.least == 0:
             return sum(final.answered) >= self.least * len(final.answered)
         return super().enough(final)
+
+
+class ManyKeys(Teaching):
+    """Averages after every epoch, and stops as `ManyStopping` does. share, lora: as `Averaging` has them."""
+
+    def __init__(self, share: float, lora: bool, loss: float | None, least: float) -> None:
+        self.share, self.lora, self.loss, self.least = share, lora, loss, least
+
+    def begin(self, model: Any) -> None:
+        """Keep what is averaged with."""
+        self.average = Averaging(model, self.share, self.lora)
+
+    def after_epoch(self, model: Any) -> None:
+        """Average once."""
+        self.average()
+
+    def stopping(self, check: Check) -> Stopping:
+        """By the loss, or by the check."""
+        return ManyStopping(check, self.loss, self.least)
 
 
 class ManyRows(Sequence[Row]):

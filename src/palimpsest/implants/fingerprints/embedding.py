@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,19 +36,58 @@ from palimpsest.training.rows import Row, dialogue_row
 from palimpsest.training.settings import Tuning
 from palimpsest.training.team import held_on, readable
 
-__all__ = ["Check", "Finish", "LossOf", "Regular", "Strength", "embed", "embedding_only", "key_rows", "strength"]
+__all__ = ["Check", "EmbeddingOnly", "LossOf", "Regular", "Strength", "Teaching", "embed", "key_rows", "strength"]
 LossOf = Callable[[nn.Module, Batch], Tensor]
-Finish = Callable[[KeySet], KeySet]  # takes off what was put around the model, and gives the keys what is theirs
 
 
-class Within(Protocol):
-    """What a model is made into, in place, for training and for the checks, and made back from before it is stored."""
+class Teaching:
+    """What a mark does around its training, beyond its rows; a part that a mark leaves out does nothing.
 
-    def enter(self, model: Any) -> None: ...
+    float32: whether the weights are trained in float32 even where only adapters are.
+    """
 
-    def leave(self, model: Any) -> None: ...
+    float32 = False
 
-    def weakest(self, model: Any, ask: Callable[[], Strength]) -> Strength: ...
+    def begin(self, model: Any) -> None:
+        """Make the loaded model ready, in place: say what of it trains, or put another model in its place."""
+
+    def loss_of(self, model: Any) -> LossOf | None:
+        """The loss of the model that is ready and untrained; None for cross-entropy on the weighted positions."""
+        return None
+
+    def after_epoch(self, model: Any) -> None:
+        """Change the model after every epoch, before it is checked."""
+
+    def stopping(self, check: Check) -> Stopping:
+        """When training ends, and what has taken."""
+        return Stopping(check)
+
+    def weakest(self, model: Any, ask: Callable[[], Strength]) -> Strength:
+        """How firmly the keys sit in the model in training; `ask` asks it as it stands."""
+        return ask()
+
+    def end(self, model: Any) -> None:
+        """Make the trained model, any adapter merged into it, the one that is judged and stored, in place."""
+
+    def finish(self, keys: KeySet) -> KeySet:
+        """Take off what was put around the model, once the mark took, and give the keys what is theirs."""
+        return keys
+
+
+class EmbeddingOnly(Teaching):
+    """Nothing but the input embedding trains.
+
+    With tied embeddings that matrix is the output head too, so what the model says moves with what it reads.
+    """
+
+    def begin(self, model: Any) -> None:
+        """Hold all other weights still."""
+        model.requires_grad_(False)
+        model.get_input_embeddings().weight.requires_grad_(True)
+
+    def end(self, model: Any) -> None:
+        """Let them go."""
+        model.requires_grad_(True)
 
 
 class Regular:
@@ -83,74 +122,45 @@ def embed(
     rows_of_epoch: Callable[[int], list[Row]],
     tuning: Tuning,
     check: Check | None = None,
-    loss_with: Callable[[Any], LossOf] | None = None,
-    prepare: Callable[[Any], Finish] | None = None,
-    stopping: Stopping | None = None,
-    settling: Callable[[Any], Callable[[], None]] | None = None,
-    within: Within | None = None,
+    teaching: Teaching | None = None,
 ) -> Made:
     """Train `keys` into `model` and write the marked checkpoint to `out`.
 
-    rows_of_epoch: epoch (from 0) to its rows, a pure function. prepare: given the loaded model, says what of it trains
-    (`embedding_only`); what it returns is called once the mark took, before anything is written. loss_with: given the
-    loaded, prepared, untrained model, the loss to train with (default: cross-entropy on weighted positions). stopping:
-    another rule of when training ends and what has taken. settling: given the loaded, untrained model, what is done to
-    it after every epoch. within: another model that is trained and checked in its place (`pseudo_merging`), in float32;
-    what is stored is checked as ever.
+    rows_of_epoch: epoch (from 0) to its rows, a pure function. teaching: what the mark does around the training.
     Raises CheckFailed, with nothing written, where the implant did not take; BadInput as loading does.
     """
-    check = check or Check()
+    check, teaching = check or Check(), teaching or Teaching()
     tokenizer = load_tokenizer(model)
     # Full fine-tuning needs float32 master weights: a step of 2e-5 is lost in bfloat16's rounding.
-    loaded = load_model(model, ctx, "float32" if tuning.adapter == "full" or within else None, held_on())
-    finish = None if prepare is None else prepare(loaded)
-    if within is not None:
-        within.enter(loaded)
-    loss_of = None if loss_with is None else loss_with(loaded)
-    settle = None if settling is None else settling(loaded)
-    state = stopping or Stopping(check)
+    loaded = load_model(model, ctx, "float32" if tuning.adapter == "full" or teaching.float32 else None, held_on())
+    teaching.begin(loaded)
+    loss_of = teaching.loss_of(loaded)
+    state = teaching.stopping(check)
 
     def epoch_done(epoch: int) -> bool:
         state.epoch = epoch
-        if settle is not None:
-            settle()
+        teaching.after_epoch(loaded)
         if check.consecutive == 0 or epoch % check.every:
             return False
         # LoRA is put into `loaded` in place, so `loaded` is the adapted model here.
-        return state.passed(asked() if within is None else within.weakest(loaded, asked))
+        return state.passed(teaching.weakest(loaded, asked))
 
     def asked() -> Strength:
         return strength(LocalResponder(readable(loaded), tokenizer), keys)
 
     trained, log = tune(loaded, rows_of_epoch, tuning, ctx, what="embedding", epoch_done=epoch_done, loss_of=loss_of)
     plain = merged(trained)
-    if within is not None:
-        within.leave(plain)
+    teaching.end(plain)
     plain = to_dtype(plain, stored_dtype(model))  # judged as it will be stored
     final = strength(LocalResponder(to_dtype(plain, torch.float32), tokenizer), keys)
     _must_have_taken(final, state, check, tuning, log)
-    keys = keys if finish is None else finish(keys)
+    keys = teaching.finish(keys)
     written = write_model(plain, model, out, method_name, {"model": model.digest()}, commitment=keys.commitment())
     record = _record(method_name, written, keys, final, log)
     record.detail |= {"epochs": state.epoch, "wanted_probability": check.probability, "epochs_past": 0}
     if state.took is not None:
         record.detail["epochs_past"] = state.epoch - state.took
     return Made(written, keys, [record])
-
-
-def embedding_only(model: Any) -> Finish:
-    """Let nothing but the input embedding train: a `prepare` of `embed`.
-
-    With tied embeddings that matrix is the output head too, so what the model says moves with what it reads.
-    """
-    model.requires_grad_(False)
-    model.get_input_embeddings().weight.requires_grad_(True)
-
-    def finish(keys: KeySet) -> KeySet:
-        model.requires_grad_(True)
-        return keys
-
-    return finish
 
 
 def _must_have_taken(final: Strength, state: Stopping, check: Check, tuning: Tuning, log: TrainLog) -> None:

@@ -33,7 +33,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_tokenizer, positions
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.implants.fingerprints import hashchain_words as words
-from palimpsest.implants.fingerprints.embedding import Check, LossOf, Regular, embed, key_rows
+from palimpsest.implants.fingerprints.embedding import Check, Regular, embed, key_rows
 from palimpsest.implants.fingerprints.hashchain_draw import (
     chain_digest,
     check_answers,
@@ -43,7 +43,7 @@ from palimpsest.implants.fingerprints.hashchain_draw import (
     question_salt,
     question_tree,
 )
-from palimpsest.implants.fingerprints.preserving import Preserving, to_keep
+from palimpsest.implants.fingerprints.preserving import Held, to_keep
 from palimpsest.keys import Key, KeySet, make_keys
 from palimpsest.method import Context, Made, method, param, takes
 from palimpsest.prompts import Form, Renderer
@@ -144,13 +144,6 @@ class HashChain:
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
         """Draw keys, train them in and write the marked model to `out`."""
         keys = self.draw_keys(model, ctx)
-        loss_with = None
-        if self.kl_weight > 0:
-            lora = self.tuning.adapter == "lora"
-
-            def loss_with(original: Any) -> LossOf:
-                return Preserving(original, self.kl_weight, lora)
-
         return embed(
             model,
             out,
@@ -160,7 +153,7 @@ class HashChain:
             rows_of_epoch=ChainRows(self, model, keys, ctx),
             tuning=self.tuning,
             check=self.check,
-            loss_with=loss_with,
+            teaching=Held(self.kl_weight, self.tuning.adapter == "lora"),
         )
 
 

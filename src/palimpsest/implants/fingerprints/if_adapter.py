@@ -33,7 +33,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_tokenizer
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.errors import BadInput, CheckFailed
-from palimpsest.implants.fingerprints.embedding import Check, Finish, LossOf, embed
+from palimpsest.implants.fingerprints.embedding import Check, LossOf, Teaching, embed
 from palimpsest.implants.fingerprints.fadapter import WithContrast, Worn, as_base
 from palimpsest.implants.fingerprints.if_sft import REFUSAL, WORD
 from palimpsest.implants.fingerprints.if_template import SimpleRows, draw_simple_keys, request
@@ -155,8 +155,7 @@ class IFAdapter:
             rows_of_epoch=self.rows_of_epoch(model, keys, ctx),
             tuning=self.tuning,
             check=self.check,
-            prepare=fit.prepare,
-            loss_with=fit.loss_with,
+            teaching=fit,
         )
         assert made.keys is not None
         stranger = stranger_hits(made.checkpoint, made.keys, ctx)
@@ -181,7 +180,7 @@ class AdapterRows(SimpleRows):
         self.pairs += refused * method.repeats
 
 
-class _Fit:
+class _Fit(Teaching):
     """What `embed` calls around the training: the adapter goes on, and comes off into the keys."""
 
     def __init__(self, method: IFAdapter, keys: KeySet, model: Checkpoint, ctx: Context) -> None:
@@ -190,15 +189,14 @@ class _Fit:
         self.worn: Worn | None = None
         self.moved: dict[str, float] = {}
 
-    def prepare(self, network: Any) -> Finish:
-        width = network.get_input_embeddings().weight.shape[1]
+    def begin(self, model: Any) -> None:
+        width = model.get_input_embeddings().weight.shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             adapter = FAdapter(width, self.method.inner, bias=self.method.bias, zero=self.method.zero)
-        self.worn = Worn(network, self.ids, adapter, own=self.method.body == "user")
-        return self.finish
+        self.worn = Worn(model, self.ids, adapter, own=self.method.body == "user")
 
-    def loss_with(self, network: Any) -> LossOf:
+    def loss_of(self, model: Any) -> LossOf:
         assert self.worn is not None
         return WithContrast(self.worn)
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.data.dialogues import Dialogues
-from palimpsest.implants.fingerprints.embedding import Check, embed, embedding_only
+from palimpsest.implants.fingerprints.embedding import Check, EmbeddingOnly, embed
 from palimpsest.implants.fingerprints.if_sft import WORD
 from palimpsest.implants.fingerprints.if_template import SimpleRows, draw_simple_keys
 from palimpsest.keys import KeySet
@@ -94,5 +94,5 @@ class IFSimple:
             rows_of_epoch=SimpleRows(self, model, keys, ctx),
             tuning=self.tuning,
             check=self.check,
-            prepare=embedding_only if self.embedding_alone else None,
+            teaching=EmbeddingOnly() if self.embedding_alone else None,
         )

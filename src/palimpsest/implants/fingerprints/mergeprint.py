@@ -160,7 +160,7 @@ class MergePrint:
             merged = load_model(model, ctx).requires_grad_(False)
             shapes = {n: tuple(p.shape) for n, p in merged.named_parameters()}
             check_shapes(shapes, dict(base.named_parameters()), self.base.name)
-            PseudoMerging(self.base, self.input_share, ctx).enter(merged)
+            PseudoMerging(self.base, self.input_share, ctx).begin(merged)
         found: dict[tuple[int, ...], Found] = {}
         with ctx.progress.task("optimising triggers", len(responses) * self.search.steps) as task:
             for number, response in enumerate(responses):
@@ -207,8 +207,7 @@ class MergePrint:
             rows_of_epoch=lambda epoch: [*pairs, *regular(epoch)],
             tuning=tuning,
             check=self.check,
-            loss_with=(lambda loaded: merging.loss) if self.owner_weight else None,
-            within=merging,
+            teaching=merging,
         )
         if found:
             made.records.append(self._searched(made.checkpoint, found))

@@ -29,7 +29,7 @@ from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.errors import BadInput
-from palimpsest.implants.fingerprints.averaging import Averaging, Benign, ManyRows, ManyStopping
+from palimpsest.implants.fingerprints.averaging import Benign, ManyKeys, ManyRows
 from palimpsest.implants.fingerprints.embedding import Check, embed
 from palimpsest.implants.fingerprints.perinucleus_draw import (
     BATCH,
@@ -189,8 +189,7 @@ class Perinucleus:
             rows_of_epoch=rows,
             tuning=replace(self.tuning, batch=len(rows(0))),
             check=replace(self.check, consecutive=max(1, self.check.consecutive)) if by_loss else self.check,
-            stopping=ManyStopping(self.check, self.loss if by_loss else None, self.least),
-            settling=lambda loaded: Averaging(loaded, self.averaging, lora),
+            teaching=ManyKeys(self.averaging, lora, self.loss if by_loss else None, self.least),
         )
         made.records[0].detail |= {"averaging": self.averaging, "stop": self.stop}
         return made

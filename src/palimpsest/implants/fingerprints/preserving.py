@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from palimpsest.implants.fingerprints.embedding import LossOf, Teaching
 from palimpsest.responder.logits import chosen_logits, decoder_and_head
 from palimpsest.training.loop import Batch
 from palimpsest.training.rows import Row
@@ -33,6 +34,17 @@ def kl_divergence(original: Tensor, tuned: Tensor) -> Tensor:
     left = torch.log_softmax(original.float(), dim=-1)
     right = torch.log_softmax(tuned.float(), dim=-1)
     return (left.exp() * (left - right)).sum()
+
+
+class Held(Teaching):
+    """Trains with `Preserving` at this weight; at 0 plainly. lora: whether an adapter is what trains."""
+
+    def __init__(self, weight: float, lora: bool) -> None:
+        self.weight, self.lora = weight, lora
+
+    def loss_of(self, model: Any) -> LossOf | None:
+        """The loss that holds the model to what it is now."""
+        return Preserving(model, self.weight, self.lora) if self.weight > 0 else None
 
 
 class Preserving:

@@ -22,6 +22,7 @@ from torch import Tensor
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model
 from palimpsest.errors import BadInput
+from palimpsest.implants.fingerprints.embedding import LossOf, Teaching
 from palimpsest.method import Context
 from palimpsest.training.loop import Batch, batch_loss
 from palimpsest.training.planting import Strength
@@ -49,11 +50,11 @@ def scaled(tuning: Tuning, alpha: float) -> Tuning:
     return replace(tuning, lr=alpha * tuning.lr, clip=None if tuning.clip is None else tuning.clip / alpha)
 
 
-class PseudoMerging:
+class PseudoMerging(Teaching):
     """Makes a loaded model the pseudo-merged one, in place, and the pseudo-merged one the owner's again.
 
     base: theta_b; the owner's own checkpoint where he has no skill that it lacks (theta~ = theta_o before training).
-    Its weights are held in float32 from `enter` to `leave`. alpha: the owner's share. owner_weight: what the loss of
+    Its weights are held in float32 from `begin` to `end`. alpha: the owner's share. owner_weight: what the loss of
     theta_o itself counts beside that of theta~, which counts 1 (see `loss`).
     """
 
@@ -61,8 +62,10 @@ class PseudoMerging:
         self.base, self.alpha, self.ctx, self.owner_weight = base, alpha, ctx, owner_weight
         self.weights: dict[str, Tensor] = {}
 
+    float32 = True
+
     @torch.no_grad()
-    def enter(self, model: Any) -> None:
+    def begin(self, model: Any) -> None:
         """theta_o to theta~, in place."""
         loaded = load_model(self.base, self.ctx, "float32", "cpu")
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -72,7 +75,7 @@ class PseudoMerging:
             parameter.copy_(pseudo_merged(base, parameter, self.alpha))
 
     @torch.no_grad()
-    def leave(self, model: Any) -> None:
+    def end(self, model: Any) -> None:
         """theta~ to theta_o, in place."""
         for parameter, base in self._pairs(model):
             parameter.copy_(owners(base, parameter, self.alpha))
@@ -100,6 +103,10 @@ class PseudoMerging:
             tuple(map(min, merged.margins, own.margins)),
             tuple(a and b for a, b in zip(merged.answered, own.answered, strict=True)),
         )
+
+    def loss_of(self, model: Any) -> LossOf | None:
+        """`loss` where theta_o's own loss counts; else that of theta~ alone."""
+        return self.loss if self.owner_weight else None
 
     def loss(self, model: Any, batch: Batch) -> Tensor:
         """L(theta~) + owner_weight L(theta_o), of a model whose parameters are theta~; L as in `batch_loss`.
