@@ -1,15 +1,10 @@
-"""Write survival.md, variants.md and curve.md of this folder from the records beside it: `python page.py`.
-
-records.jsonl: what `collect.py` took from the study. No number in the tables is typed.
-"""
+"""Write variants.md and curve.md of this folder from the records beside it: `python page.py`. No number is typed."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-from palimpsest.statistics import threshold
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -67,47 +62,6 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def survival(records: list[dict[str, Any]]) -> str:
-    """Hits of 64 and perplexity of every model, marks as columns, seeds in their order."""
-    seeds = sorted({r["study_seed"] for r in records})
-    marks = ("perinucleus", "embedding-swap")
-    found: dict[tuple[str, str], dict[int, tuple[str, str]]] = {}
-    order: dict[str, None] = {}
-    for mark in marks:
-        for r in records:
-            if r["measure"] != "hit-rate" or r["implant"] != mark:
-                continue
-            asked = r["step"].partition(": ")[2]
-            name = r["model"].replace(f"toy > {mark}", "marked")
-            if "keys of" in asked:
-                owner = asked.partition(", keys of ")[2]
-                name = f"{name}, another owner's keys" if owner != f"toy > {mark}" and name == "marked" else name
-            said = [p for p in records if p["measure"] == "perplexity" and p["model"] == r["model"]]
-            said = [p for p in said if p["study_seed"] == r["study_seed"]]
-            shown = f"{said[0]['value']:.2f}" if said else ""
-            order.setdefault(name)
-            found.setdefault((name, mark), {})[r["study_seed"]] = (f"{r['count']}", shown)
-    lines = [
-        "| model | perinucleus: hits of 64 | perplexity | embedding-swap: hits of 64 | perplexity |",
-        "|---|---|---|---|---|",
-    ]
-    for name in order:
-        row = [name]
-        for mark in marks:
-            by_seed = found.get((name, mark), {})
-            for place in (0, 1):
-                row.append(", ".join(by_seed[s][place] if s in by_seed else "–" for s in seeds))
-        lines.append("| " + " | ".join(row) + " |")
-    tau = {"perinucleus": threshold(64, 1 / 3, 1e-6), "embedding-swap": threshold(64, 1 / 64, 1e-6)}
-    lines += [
-        "",
-        f"Seeds {', '.join(map(str, seeds))}. A claim at 1e-6 takes "
-        + " and ".join(f"{n} ({m})" for m, n in tau.items())
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def variants(rows: list[dict[str, Any]]) -> str:
     """Variants of the embedding swap."""
     lines = ["| variant | keys answered | mean probability | perplexity | CPU seconds |", "|---|---|---|---|---|"]
@@ -129,7 +83,6 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    (HERE / "survival.md").write_text(survival(read("records.jsonl")), encoding="utf-8")
     (HERE / "variants.md").write_text(variants(read("variants.jsonl")), encoding="utf-8")
     if rows := sorted(read("curve.jsonl"), key=lambda r: r["keys"]):
         (HERE / "curve.md").write_text(page(rows), encoding="utf-8")
