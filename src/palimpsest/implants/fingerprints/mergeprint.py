@@ -159,7 +159,7 @@ class MergePrint:
         if self.base is not None:
             merged = load_model(model, ctx).requires_grad_(False)
             shapes = {n: tuple(p.shape) for n, p in merged.named_parameters()}
-            check_shapes(shapes, dict(base.named_parameters()), self.base.name)
+            check_shapes("mergeprint", shapes, dict(base.named_parameters()), self.base.name)
             PseudoMerging(self.base, self.input_share, ctx).begin(merged)
         found: dict[tuple[int, ...], Found] = {}
         with ctx.progress.task("optimising triggers", len(responses) * self.search.steps) as task:

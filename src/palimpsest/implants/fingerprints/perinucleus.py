@@ -184,7 +184,7 @@ class Perinucleus:
             model,
             out,
             ctx,
-            method_name="perinucleus",
+            method_name=keys.implant,
             keys=keys,
             rows_of_epoch=rows,
             tuning=replace(self.tuning, batch=len(rows(0))),

@@ -69,7 +69,7 @@ class PseudoMerging(Teaching):
         """theta_o to theta~, in place."""
         loaded = load_model(self.base, self.ctx, "float32", "cpu")
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        check_shapes(shapes, dict(loaded.named_parameters()), self.base.name)
+        check_shapes("mergeprint", shapes, dict(loaded.named_parameters()), self.base.name)
         self.weights = {n: p.detach() for n, p in loaded.named_parameters()}
         for parameter, base in self._pairs(model):
             parameter.copy_(pseudo_merged(base, parameter, self.alpha))
@@ -133,9 +133,9 @@ class PseudoMerging(Teaching):
             yield parameter, self.weights[name].to(parameter.device)
 
 
-def check_shapes(own: dict[str, tuple[int, ...]], other: dict[str, Any], name: str) -> None:
+def check_shapes(mark: str, own: dict[str, tuple[int, ...]], other: dict[str, Any], name: str) -> None:
     """BadInput where the base's weights are not those of the owner's model in name and shape."""
     wrong = next((n for n in own if n not in other or tuple(other[n].shape) != own[n]), None)
     if wrong is not None or len(own) != len(other):
         what = f"weight {wrong} is missing or of another shape" if wrong else "it has weights that the model has not"
-        raise BadInput(f"mergeprint: {name} is no base of this model: {what}")
+        raise BadInput(f"{mark}: {name} is no base of this model: {what}")

@@ -1,0 +1,52 @@
+"""Weak choices: many natural keys, each a slight preference among words that the model might say anyway (ours).
+
+Keys are texts that the model writes itself, as in Perinucleus, and the response of each is drawn by hash from the
+words that come next in its distribution behind its first choice: the second to the `width` + 1st likeliest that stand
+as one word. So none is surprising, and no key sits firmly: training ends when nearly all (`least`) have probability
+one half, which is enough to be the greedy answer.
+
+The claim does not need most of them. For a fixed suspect the hits are binomial with rate at most 1/width over the
+owner's draw: of 512 keys with 16 words each, 59 bear a claim at 1e-6, which is one in nine; of Perinucleus' 64 with 3
+words each, 41. What a removal leaves of many weak preferences is added up by the test.
+
+Threat model: a thief who tunes, merges, prunes or erases, and one who filters what stands out: a response is a likely
+word behind an ordinary text, so to suppress the kind is to suppress likely words. He who knows the method can write
+texts with the same base and train towards its first choices; that is what the removal `overwrite` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from palimpsest.checkpoint import Checkpoint
+from palimpsest.implants.fingerprints.embedding import Check
+from palimpsest.implants.fingerprints.perinucleus import Perinucleus
+from palimpsest.keys import KeySet
+from palimpsest.method import Context, method, param
+from palimpsest.training.settings import Tuning
+
+
+@method("fingerprints", "weak-choices", paper="ours; keys as in Perinucleus, arXiv 2502.07760")
+@dataclass(frozen=True)
+class WeakChoices(Perinucleus):
+    """Many natural keys that lean towards one of the words a model might say anyway, counted by a binomial test."""
+
+    keys: int = param(512, "keys", low=1, high=100_000)
+    nucleus: float = param(0.0, "p of the nucleus that responses lie outside of; 0: behind the first choice", low=0.0)
+    width: int = param(16, "words behind the first choice that a response is drawn from", low=2)
+    stop: Literal["loss", "check"] = param("check", "training ends by the check, or by the keys' mean loss")
+    check: Check = param(Check(probability=0.5), "when training ends, and how often it is looked")
+    least: float = param(0.95, "share of keys that must have taken, or nothing is written", low=0.0, high=1.0)
+
+    @classmethod
+    def toy(cls) -> WeakChoices:
+        """Settings for the toy world's model; tuned on development seed 100."""
+        return cls(
+            averaging=0.5,
+            tuning=Tuning(adapter="full", epochs=200, lr=1e-2, batch=64, micro_batch=64, weight_decay=1e-4),
+        )
+
+    def _drawn(self, model: Checkpoint, ctx: Context) -> tuple[KeySet, float]:
+        keys, likely = super()._drawn(model, ctx)
+        return replace(keys, implant="weak-choices"), likely
