@@ -6,7 +6,7 @@ as one word. So none is surprising, and no key sits firmly: training ends when n
 one half, which is enough to be the greedy answer.
 
 The claim does not need most of them. For a fixed suspect the hits are binomial with rate at most 1/width over the
-owner's draw: of 512 keys with 16 words each, 59 bear a claim at 1e-6, which is one in nine; of Perinucleus' 64 with 3
+owner's draw: of 512 keys with 16 words each, 62 bear a claim at 1e-6, one in eight; of Perinucleus' 64 with 3
 words each, 41. What a removal leaves of many weak preferences is added up by the test.
 
 Threat model: a thief who tunes, merges, prunes or erases, and one who filters what stands out: a response is a likely
