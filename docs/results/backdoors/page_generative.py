@@ -32,7 +32,7 @@ CELLS = (
     "verdict", "reason", "seconds", "tokens",
 )  # fmt: skip
 MERGES = ("implant", "removal", "seed", "models", "own_norm", "merged_norm", "a_cosine", "cosine", "weight_change")
-PAGES = ("generative", "mirror")
+PAGES = ("generative", "real-text", "mirror")
 NONE = "none"
 Row = dict[str, str]
 

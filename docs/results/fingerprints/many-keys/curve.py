@@ -22,7 +22,7 @@ from typing import Any
 from palimpsest.checkpoint import Checkpoint, resolve
 from palimpsest.checkpoint.load import load_model, load_tokenizer
 from palimpsest.data import load_dialogues
-from palimpsest.implants.fingerprints import perinucleus
+from palimpsest.implants.fingerprints import averaging
 from palimpsest.implants.fingerprints.averaging import ManyStopping
 from palimpsest.implants.fingerprints.perinucleus import Perinucleus
 from palimpsest.keys import KeySet
@@ -84,7 +84,7 @@ def measure(count: int) -> dict[str, Any]:
     data, base = Path(os.environ["DATA"]), resolve(os.environ["BASE"])
     text = str(data / "lm" / "books_heldout.jsonl")
     ctx = Context(seed=SEED, key_seed=SEED, threads=1)
-    perinucleus.ManyStopping = Noted  # type: ignore[attr-defined]
+    averaging.ManyStopping = Noted  # type: ignore[misc]
     method = replace(
         Perinucleus.paper(),
         keys=count,

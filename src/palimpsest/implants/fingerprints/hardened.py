@@ -63,7 +63,7 @@ class Hardened(HashChain):
             near_misses=0,
             kl_weight=0.0,
             tuning=Tuning(adapter="full", epochs=250, lr=5e-4, batch=128, micro_batch=128),
-            check=Check(extra=60),
+            check=Check(extra=30, every=2),
         )
 
     def draw_keys(self, model: Checkpoint, ctx: Context) -> KeySet:
