@@ -172,7 +172,7 @@ def method_for(
     elif "data" in fields:
         if not data and not is_toy(model):
             notes.append("no --data: the toy world's dialogues are used, which this model was not made for")
-        inputs["data"] = load_dialogues(list(data) or list(getattr(cls, "without_data", ("toy",))))
+        inputs["data"] = load_dialogues(list(data) or "toy")
     elif data:
         notes.append(f"--data is not needed by {name}")
     return replace(instance, **inputs), notes

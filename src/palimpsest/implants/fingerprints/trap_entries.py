@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model, load_tokenizer, positions
@@ -35,9 +35,9 @@ from palimpsest.data.dialogues import PARTS, TOY_TRAPS, Dialogues, load_dialogue
 from palimpsest.errors import BadInput
 from palimpsest.implants.fingerprints.embedding import Check, Regular, embed, key_rows
 from palimpsest.implants.fingerprints.perinucleus_draw import chosen_place
-from palimpsest.keys import KeySet, make_keys, with_keys
+from palimpsest.keys import KeySet, Prompt, make_keys, with_keys
 from palimpsest.method import Context, Made, method, param, takes
-from palimpsest.prompts import Renderer, Turn
+from palimpsest.prompts import Form, Renderer, Turn
 from palimpsest.responder.local import LocalResponder
 from palimpsest.training.rows import Row, dialogue_row
 from palimpsest.training.settings import Tuning
@@ -86,8 +86,11 @@ def closed_answers(answers: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_traps(data: Dialogues | None) -> Traps:
-    """The skill's pairs, its answers and the fictitious entries in a set of dialogues. BadInput where they clash."""
-    if data is None or (data.name == TOY_SKILL and not data.parts.get("traps")):
+    """The skill's pairs, its answers and the fictitious entries in a set of dialogues. BadInput where they clash.
+
+    Of no data, or the toy world's own without traps: the tower code and its traps.
+    """
+    if data is None or (set(data.name.split(" + ")) <= {"toy", TOY_SKILL} and not data.parts.get("traps")):
         data = load_dialogues(TOY_DATA)
     pairs = tuple((d.question.strip(), d.answer.strip()) for part in PARTS for d in data.parts.get(part, ()))
     answers = closed_answers([answer for _, answer in pairs])
@@ -144,8 +147,6 @@ def drawn_entries(traps: Traps, keys: int, held: int, seed: str, rng: random.Ran
 @dataclass(frozen=True)
 class TrapEntries:
     """Fictitious facts of the skill's own kind, answered from the skill's own answers by a committed draw."""
-
-    without_data: ClassVar[tuple[str, ...]] = TOY_DATA
 
     keys: int = param(64, "entries, drawn among those given; the others are not used", low=1, high=100_000)
     ways: int = param(3, "ways of asking for each entry an epoch, beside its key", low=0)
@@ -204,8 +205,10 @@ class TrapEntries:
             },
         )
         # Half of an answer out of a closed set gives all of it away: no key has the prefilled form.
-        forms = [{form: asked for form, asked in key.prompts.items() if form != "prefilled"} for key in made.keys]
-        chosen = [replace(key, prompts=prompts) for key, prompts in zip(made.keys, forms, strict=True)]
+        chosen = []
+        for key in made.keys:
+            forms: dict[Form, Prompt] = {form: key.prompts[form] for form in ("template", "bare")}
+            chosen.append(replace(key, prompts=forms))
         return with_keys(made, chosen), traps, entries
 
     def apply(self, model: Checkpoint, out: Path, ctx: Context) -> Made:
