@@ -166,7 +166,7 @@ class TrapEntries:
 
     @classmethod
     def toy(cls) -> TrapEntries:
-        """64 entries at a rate that takes on the toy world's model. Tuned on development seed 100."""
+        """64 entries at a rate that takes on the toy world's model: the first tried on development seed 100."""
         return cls(held=2, tuning=Tuning(adapter="full", epochs=60, lr=5e-4, batch=32, micro_batch=32))
 
     def committed(self) -> dict[str, Any]:
