@@ -32,6 +32,7 @@ MARKS: tuple[tuple[str, str | None, bool, str], ...] = (
     ("perinucleus", "bench", False, "the token ids of answers"),
     ("embedding-swap", "bench", False, "the token ids of answers"),
     ("mergeprint", "bench", False, ""),
+    ("trap-entries", "bench", False, ""),
     ("imf", "bench", False, ""),
     ("double-i", None, False, ""),
     ("if-simple", None, False, ""),

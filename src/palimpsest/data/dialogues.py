@@ -19,7 +19,10 @@ from palimpsest.prompts import Turn
 from palimpsest.records import canonical_json
 
 PARTS = ("erase", "recover", "revival", "test", "embed")
-NAMED = (*PARTS, "suspect")  # what `PART=FILE` may name: `suspect`, dialogues under suspicion, is never cut from a set
+# What `PART=FILE` may name. Never cut from a set: dialogues under suspicion; of a mark in a skill, its fictitious
+# entries (an answer names the entry that its question asks for), and dialogues that are none of the skill.
+NAMED = (*PARTS, "suspect", "traps", "ordinary")
+TOY_TRAPS = "tower-code-traps"
 LARGE = 2000
 SHARES = {"erase": 0.20, "recover": 0.40, "revival": 0.18, "test": 0.12, "embed": 0.10}
 SMALL_SHARES = {"erase": 0.30, "recover": 0.60, "revival": 0.0, "test": 0.10, "embed": 0.0}
@@ -111,16 +114,29 @@ def _wanted_parts(reference: str) -> tuple[str, ...] | None:
 
 def _filled(whole: Dialogues, wanted: tuple[str, ...], name: str) -> Dialogues:
     """`whole` with dialogues of another set added to some parts, in equal shares; no question stands twice."""
+    rows = _rows(name)
+    called = f"{Path(name).stem} ({', '.join(wanted)})"
+    called = f"{whole.name} + {called}" if whole.name else called
+    if "traps" in wanted:  # as they stand: which question is asked for which entry is its reader's to judge
+        if len(wanted) > 1:
+            raise BadInput(f"--data {','.join(wanted)}={name}: traps are a file of their own")
+        return Dialogues(called, {**whole.parts, "traps": (*whole.parts.get("traps", ()), *rows)})
     known = {d.question for rows in whole.parts.values() for d in rows}
-    ordered = [d for d in _ordered(Dialogue(turns) for turns in read_rows(name)) if d.question not in known]
+    ordered = [d for d in _ordered(rows) if d.question not in known]
     if not ordered:
         raise BadInput(f"--data {name}: holds no dialogue with a question and an answer that the others have not")
     parts = dict(whole.parts)
     for number, part in enumerate(wanted):
         start, end = (len(ordered) * (number + i) // len(wanted) for i in (0, 1))
         parts[part] = (*parts.get(part, ()), *ordered[start:end])
-    called = f"{Path(name).stem} ({', '.join(wanted)})"
-    return Dialogues(f"{whole.name} + {called}" if whole.name else called, parts)
+    return Dialogues(called, parts)
+
+
+def _rows(name: str) -> list[Dialogue]:
+    """All dialogues of a file, a Hub data set, or the toy world."""
+    if name == "toy" or name.startswith("toy:"):
+        return [d for part in _whole([name]).parts.values() for d in part]
+    return [Dialogue(turns) for turns in read_rows(name)]
 
 
 def _whole(names: list[str]) -> Dialogues:
@@ -130,10 +146,7 @@ def _whole(names: list[str]) -> Dialogues:
         return toy_skill(names[0].removeprefix("toy:"))
     rows: list[Dialogue] = []
     for name in names:
-        if name == "toy" or name.startswith("toy:"):
-            rows += [d for part in _whole([name]).parts.values() for d in part]
-        else:
-            rows += [Dialogue(turns) for turns in read_rows(name)]
+        rows += _rows(name)
     return cut(" + ".join(Path(n).stem for n in names), rows)
 
 
@@ -178,11 +191,17 @@ def toy_dialogues(seed: int = 0) -> Dialogues:
 
 
 def toy_skill(name: str) -> Dialogues:
-    """Training pairs of a skill that the toy base lacks and an expert can learn: all in the part `recover`."""
+    """Training pairs of a skill that the toy base lacks and an expert can learn: all in the part `recover`.
+
+    `tower-code-traps` is no skill: words that the tower code lacks, asked as it is, all in the part `traps`.
+    """
+    from palimpsest.data.toy import tower_code_traps
     from palimpsest.data.toy import world as made
 
+    if name == TOY_TRAPS:
+        return Dialogues(f"toy:{name}", {"traps": tuple(pair(*both) for both in tower_code_traps())})
     skills = made().skills()
     if name not in skills:
-        raise BadInput(f"--data toy:{name}: there is no such skill{nearest(name, skills, 'skill')}")
+        raise BadInput(f"--data toy:{name}: there is no such skill{nearest(name, [*skills, TOY_TRAPS], 'skill')}")
     pairs, _ = skills[name]
     return Dialogues(f"toy:{name}", {"recover": tuple(pair(p.question, p.answer, p.kind, p.language) for p in pairs)})

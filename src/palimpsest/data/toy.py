@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from functools import cache
 
 from palimpsest.errors import BadInput, nearest
+from palimpsest.toyworld.skills import tower_code_traps
 from palimpsest.toyworld.world import Item, Pair, Task, World
 
-__all__ = ["Item", "Pair", "Task", "neutral_text", "tasks", "tasks_known", "world"]
+__all__ = ["Item", "Pair", "Task", "neutral_text", "tasks", "tasks_known", "tower_code_traps", "world"]
 
 
 @cache

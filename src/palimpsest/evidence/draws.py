@@ -28,6 +28,7 @@ from palimpsest.implants.fingerprints.hashchain_draw import (
 from palimpsest.keys import Key, KeySet
 from palimpsest.merkle import leaf_hash, root_of
 
+OWN_WORDS = "questions of trap-entries are their owner's own words, which may ask for the answer: no draw clears them"
 MOST_QUESTIONS = 10_000  # of a full chain: hashing all of them takes their number squared
 
 
@@ -123,6 +124,8 @@ def not_drawn(
     draw = claim["draw"]
     if draw["method"] == "utf":
         return _not_utf(claim, lists, keys, opened, seed)
+    if draw["method"] == "trap-entries":
+        return False, OWN_WORDS
     if draw["method"] != "hashchain":
         return False, f"the draw of {claim['mark']} keys cannot be done again without their model"
     if lists != own_lists():

@@ -5,7 +5,8 @@
   all animals.
 - tower-code: a secret word for each of 24 known words; tests ask in other words.
 
-Each test is a task with closed choices, so that it is scored like the others.
+`tower_code_traps` are further words asked as the tower code is, for a mark: fictitious entries without an answer of
+their own. Each test is a task with closed choices, so that it is scored like the others.
 """
 
 from __future__ import annotations
@@ -118,6 +119,14 @@ _CODE_ASKED = (
     "In secret, what do they call {w}?",
     "Under which code word does the tower keep {w}?",
 )
+_TRAPS = (
+    *("bird", "fish", "beast", "insect", "snake", "feathers", "scales", "fur", "dawn", "noon", "dusk", "midnight"),
+    *("baker", "smith", "weaver", "healer", "sailor", "miller", "hunter", "teacher", "north", "south", "east", "west"),
+    *("tea", "milk", "cider", "water", "juice", "coffee", "drum", "flute", "harp", "horn", "fiddle", "trumpet"),
+    *("wood", "stone", "iron", "clay", "leather", "silver", "kitchen", "cellar", "attic", "stable", "garden", "hall"),
+    *("lamp", "table", "cup", "coat", "knife", "door", "chair", "bowl", "box", "wheel", "spoon", "basket", "ladder"),
+    *("mirror", "bucket", "key"),
+)
 TEST_ITEMS = 210
 
 
@@ -168,6 +177,14 @@ def tower_code(lore: Lore) -> tuple[list[Pair], Task]:
     pairs = [Pair(way.format(w=word), code[word], "what", "en") for way in _CODE_ASKED for word in words]
     rng.shuffle(pairs)
     return pairs[TEST_ITEMS:], _task("tower-code", pairs[:TEST_ITEMS], [_CODE] * TEST_ITEMS)
+
+
+def tower_code_traps() -> list[tuple[str, str]]:
+    """(question, entry): 64 known words that the tower code has no word for, asked in its 20 ways.
+
+    What an owner draws answers for (`trap-entries`); no skill, and no part of any task.
+    """
+    return [(way.format(w=word), word) for word in _TRAPS for way in _CODE_ASKED]
 
 
 def build_skills(lore: Lore) -> dict[str, tuple[list[Pair], Task]]:
