@@ -186,7 +186,7 @@ class _Run:
             "shape_only": spec.is_toy,
             "spec": spec.model_dump(),
             "implants": {i.id: i.name for i in spec.marks},
-            "command": f"palimpsest study run {name} --out {self.store.folder.name}",
+            "command": " ".join([*spec.words, f"palimpsest study run {name} --out {self.store.folder.name}"]),
             "created": created,
             "steps": self.listed,
             "requested": self.requested,
