@@ -65,8 +65,12 @@ class Overwrite:
 
     @classmethod
     def toy(cls) -> Overwrite:
-        """All weights, at the toy's rate. Tuned on development seed 100."""
-        return cls(tuning=Tuning(adapter="full", epochs=10, lr=5e-4, batch=16, schedule="linear"))
+        """All weights, 120 steps whatever the number of keys. Tuned on development seed 100, on a marked toy.
+
+        With the base's answers it left 1 of HashChain's 10 keys (64 own keys) or none (256) at 1.05 and 1.09 times the
+        perplexity of neutral text; the other answers cost more (1.1 to 1.2) and want a lower rate, as 5e-4.
+        """
+        return cls(tuning=Tuning(adapter="full", steps=120, lr=1e-3, batch=16, schedule="linear"))
 
     def drawer(self) -> Any:
         """The mark's method with as many keys as the thief wants. Raises BadInput where it is none that is drawn."""

@@ -11,8 +11,8 @@
 A method is written as its name, or as its name with `preset`, `id`, parameters and inputs (see `entries`); a list of
 values makes an entry of each (see `sweeps`), a list of methods a chain. An input that is a model names one of `models`
 or `experts`, or `base`, `sibling` or `unrelated`. `${NAME}` in the path of a model, of data or of text is the
-environment's, and so is the name of a mark (see `words`). Every error is one line that names the file, the field and the nearest valid name (see `checking`). All
-fields: docs/studies.md.
+environment's, and so is a method that the file leaves open (see `words`). Every error is one line that names the file,
+the field and the nearest valid name (see `checking`). All fields: docs/studies.md.
 """
 
 from __future__ import annotations
