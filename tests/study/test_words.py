@@ -214,7 +214,7 @@ def test_a_mark_in_a_file_of_ones_own_is_attacked(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MARK", f"{tmp_path}/mine.py:MyMark")
     result = run_study(load_spec(tmp_path / "small.yaml"), tmp_path / "out", Context(threads=1))
     assert not result.failed and not result.left_out
-    hits = {(r.removal, r.stage): (r.count, r.n) for r in result.records if r.measure == "hit-rate"}
+    hits = {(r.detail.get("removal"), r.stage): (r.count, r.n) for r in result.records if r.measure == "hit-rate"}
     assert hits[None, "fingerprinted"] == (4, 4) and hits["shrink", "erased"] == (0, 4)
     assert {n for _, n in hits.values()} == {4} and ("overwrite", "erased") in hits
     pages = write_report(tmp_path / "out")
