@@ -17,6 +17,7 @@ def test_shipped_recipes_are_valid(name: str, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.undo()  # the real registry
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "books_heldout.jsonl").write_text('{"text": "A book."}')
+    monkeypatch.setenv("MARK", "hashchain")
     for variable in ("DATA", "BASE", "UNRELATED"):
         monkeypatch.setenv(variable, str(tmp_path))
     spec = load_spec(name)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from palimpsest.keys import KeySet
 from palimpsest.records import Record, collected_later, versions
 from palimpsest.study.constraints import training_tokens
+from palimpsest.study.entries import default_id
 from palimpsest.study.judge import judge
 from palimpsest.study.steps import Place, Plan
 
@@ -40,7 +41,7 @@ def key_facts(keys: KeySet) -> dict[str, Any]:
 @collected_later()
 def assemble(plan: Plan, store: Steps) -> list[Record]:
     """All records of the finished steps in their places, then costs, then verdicts and constraints."""
-    names = {i.id: i.name for i in plan.spec.marks}
+    names = {i.id: default_id(i.name) for i in plan.spec.marks}  # a plug-in by its class: no path
     found: list[Record] = []
     for place in plan.places:
         for record in store.step_records(place.step) if store.state(place.step) == "done" else []:

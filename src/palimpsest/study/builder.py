@@ -31,9 +31,9 @@ from palimpsest.study.toy_encoder import NAME as TOY_ENCODER
 from palimpsest.study.toy_encoder import toy_encoder
 
 
-def code_version(cls: type) -> str:
-    """SHA-256 of the source modules of a method class and of those that it inherits from."""
-    sources = dict.fromkeys(inspect.getsourcefile(c) for c in cls.__mro__ if c is not object)
+def code_version(*classes: type) -> str:
+    """SHA-256 of the source modules of method classes and of those that they inherit from."""
+    sources = dict.fromkeys(inspect.getsourcefile(c) for cls in classes for c in cls.__mro__ if c is not object)
     if None in sources:
         return "unknown"
     return hashlib.sha256(b"".join(Path(s).read_bytes() for s in sources if s)).hexdigest()
@@ -109,7 +109,7 @@ class PlanBuilder:
         return {
             "method": name_of(method),
             "parameters": settings_of(method),
-            "code": code_version(type(method)),
+            "code": code_version(type(method), *(method.uses() if hasattr(method, "uses") else ())),
             "inputs": {n: self.identity(r) for n, r in inputs.items()},
             "data": self.data_digests[data] if data else None,
         }

@@ -21,6 +21,7 @@ from palimpsest.preflight import check_disk
 from palimpsest.records import Record, versions
 from palimpsest.study.assemble import assemble
 from palimpsest.study.disk import Room
+from palimpsest.study.entries import default_id
 from palimpsest.study.executors import Where
 from palimpsest.study.executors.serial import SerialExecutor
 from palimpsest.study.graph import plan
@@ -185,8 +186,8 @@ class _Run:
             "notes": spec.notes,
             "shape_only": spec.is_toy,
             "spec": spec.model_dump(),
-            "implants": {i.id: i.name for i in spec.marks},
-            "command": f"palimpsest study run {name} --out {self.store.folder.name}",
+            "implants": {i.id: default_id(i.name) for i in spec.marks},
+            "command": " ".join([*spec.words, f"palimpsest study run {name} --out {self.store.folder.name}"]),
             "created": created,
             "steps": self.listed,
             "requested": self.requested,

@@ -11,8 +11,8 @@
 A method is written as its name, or as its name with `preset`, `id`, parameters and inputs (see `entries`); a list of
 values makes an entry of each (see `sweeps`), a list of methods a chain. An input that is a model names one of `models`
 or `experts`, or `base`, `sibling` or `unrelated`. `${NAME}` in the path of a model, of data or of text is the
-environment's. Every error is one line that names the file, the field and the nearest valid name (see `checking`). All
-fields: docs/studies.md.
+environment's, and so is a method that the file leaves open (see `words`). Every error is one line that names the file,
+the field and the nearest valid name (see `checking`). All fields: docs/studies.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from palimpsest.study import sweeps
 from palimpsest.study.checking import METHOD_FIELDS, check_spec, input_type, instance_of, method_kinds
 from palimpsest.study.entries import NONE, Control, Exclusion, MethodSpec, ModelSpec, Negative, Stage
 from palimpsest.study.paths import expanded
+from palimpsest.study.words import filled_in
 
 __all__ = [
     "RECIPES",
@@ -91,11 +92,17 @@ class StudySpec(BaseModel):
     alpha: float = Field(default=1e-6, gt=0, lt=1)
     published: list[str] = Field(default_factory=list)
     _source: str = PrivateAttr(default="study")
+    _words: list[str] = PrivateAttr(default_factory=list)
 
     @property
     def source(self) -> str:
         """The file or recipe this was read from."""
         return self._source
+
+    @property
+    def words(self) -> list[str]:
+        """What was filled in from the environment where the file leaves a method open, as `NAME=value`."""
+        return self._words
 
     @field_validator("notes", "data", "on", "published", "exclude", mode="before")
     @classmethod
@@ -220,10 +227,13 @@ def load_spec(reference: str | Path) -> StudySpec:
 def parse_spec(raw: dict[str, Any], source: str = "study") -> StudySpec:
     """Check plain values as a study; `source` stands before every error."""
     try:
+        raw, words = filled_in(raw)
         spec = StudySpec.model_validate(raw)
     except ValidationError as error:
         raise BadInput(f"{source}: {_first_line(error)}") from None
-    spec._source = source
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    spec._source, spec._words = source, words
     try:
         check_spec(spec)
         published_rows(spec.published)

@@ -118,6 +118,7 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]
             found += _flat(value, f"{before}{name}.")
         else:
             shown = ",".join(map(str, value)) if isinstance(value, list) else value
+            shown = _name(shown) if isinstance(shown, str) and ".py:" in shown else shown  # a mark of a plug-in's file
             found.append((f"{before}{name}", str(shown).lower() if isinstance(shown, bool) else shown))
     return found
 
