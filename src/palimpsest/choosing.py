@@ -33,6 +33,8 @@ MARKS: tuple[tuple[str, str | None, bool, str], ...] = (
     ("embedding-swap", "bench", False, "the token ids of answers"),
     ("mergeprint", "bench", False, ""),
     ("trap-entries", "bench", False, ""),
+    ("hardened", None, False, ""),
+    ("weak-choices", None, False, "the token ids of answers"),
     ("imf", "bench", False, ""),
     ("double-i", None, False, ""),
     ("if-simple", None, False, ""),
