@@ -71,6 +71,7 @@ def test_what_bears_the_claim_stands_first_and_if_cannot() -> None:
         "utf (bench)",
         "mergeprint (bench)",
         "trap-entries (bench)",
+        "hardened",
         "imf (bench)",
     }
     chain, one_word = named(made, "hashchain"), named(made, "if-sft")
