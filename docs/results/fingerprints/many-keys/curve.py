@@ -38,6 +38,7 @@ from palimpsest.training.settings import Tuning
 SEED = int(os.environ.get("SEED", "1"))
 EPOCHS = int(os.environ.get("EPOCHS", "8"))
 LR = float(os.environ.get("LR", "1e-2"))
+AVERAGING = float(os.environ.get("AVERAGING", "0.75"))
 COURSE: list[dict[str, float]] = []
 
 
@@ -88,6 +89,7 @@ def measure(count: int) -> dict[str, Any]:
     method = replace(
         Perinucleus.paper(),
         keys=count,
+        averaging=AVERAGING,
         check=Check(every=2),
         tuning=Tuning(adapter="full", epochs=EPOCHS, lr=LR, batch=64, micro_batch=64, weight_decay=1e-4, max_tokens=48),
         data=load_dialogues([f"embed={data / 'instruct' / 'dolly_open_qa.jsonl'}"]),
