@@ -9,6 +9,7 @@ from typing import Any
 HERE = Path(__file__).parent
 COLUMNS = (
     "keys",
+    "averaging",
     "hits before",
     "hits after",
     "tau",
@@ -31,6 +32,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     rate = f"{row['hits']:,} ({row['hits'] / row['keys']:.1%}; {row['low']:.1%} to {row['high']:.1%})"
     return [
         f"{row['keys']:,}",
+        f"{row['averaging']:g}",
         f"{row['hits_before']:,}",
         rate,
         f"{row['tau']:,}",
