@@ -23,7 +23,7 @@ from palimpsest.method import build
 from palimpsest.verdicts import ALPHA_OWNED, ALTERNATIVE, SequentialTest
 
 TABLE = Path(__file__).parent / "recipes" / "survival.csv"
-# (implant, preset, the same keys were measured, what a verification needs beyond answers): each as it can be embedded
+# (implant, preset, whether the table's rows are of this very kind of key, what a verification needs beyond answers)
 MARKS: tuple[tuple[str, str | None, bool, str], ...] = (
     ("hashchain", None, True, ""),
     ("utf", "bench", False, ""),

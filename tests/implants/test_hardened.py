@@ -165,6 +165,8 @@ def test_dialogues_of_simulated_tuning_are_drawn_apart_from_those_trained_on(
 def test_what_cannot_be_simulated_is_refused(small: Checkpoint, ctx: Context, talk: Dialogues, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"merge, mask and tune are all 0"):
         Simulated(merge=0, mask=0, tune=0).odds()
+    with pytest.raises(BadInput, match=r"merge, mask and tune are all 0"):
+        Hardened(simulated=Simulated(merge=0, mask=0, tune=0)).apply(small, tmp_path / "out", ctx)
     with pytest.raises(BadInput, match=r"tuning.adapter must be full"):
         Hardened(tuning=Tuning(adapter="lora")).apply(small, tmp_path / "out", ctx)
     wide = resolve(make_model(tmp_path / "wide", hidden=32, positions=512))

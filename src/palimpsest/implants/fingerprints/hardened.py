@@ -24,10 +24,10 @@ from typing import Any, Literal
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model
 from palimpsest.errors import BadInput
+from palimpsest.implants.fingerprints.elsewhere import check_shapes
 from palimpsest.implants.fingerprints.embedding import Check, LossOf, Regular, embed
 from palimpsest.implants.fingerprints.hashchain import ChainRows, HashChain
 from palimpsest.implants.fingerprints.preserving import Held
-from palimpsest.implants.fingerprints.pseudo_merging import check_shapes
 from palimpsest.implants.fingerprints.simulating import Simulated, Simulating
 from palimpsest.keys import KeySet
 from palimpsest.method import Context, Made, method, param, takes
@@ -76,6 +76,7 @@ class Hardened(HashChain):
             raise BadInput("hardened: tuning.adapter must be full: removals are simulated on all weights")
         if distributed.current() is not None:
             raise BadInput("hardened: is trained in one process; start it without a launcher")
+        odds = self.simulated.odds() if self.simulated.weight else {}
         keys = self.draw_keys(model, ctx)
         rows = ChainRows(self, model, keys, ctx)
         made = embed(
@@ -89,7 +90,7 @@ class Hardened(HashChain):
             check=self.check,
             teaching=Hardening(self, model, Ordinary(self, rows, model, ctx), ctx),
         )
-        made.records[0].detail |= {"simulated": self.simulated.odds()}
+        made.records[0].detail |= {"simulated": odds}
         return made
 
 

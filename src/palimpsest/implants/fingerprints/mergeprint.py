@@ -39,10 +39,11 @@ from palimpsest.checkpoint.load import load_model, load_tokenizer, positions
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.errors import BadInput
 from palimpsest.implants.fingerprints import hashchain_words as words
+from palimpsest.implants.fingerprints.elsewhere import check_shapes
 from palimpsest.implants.fingerprints.embedding import Check, Regular, embed, key_rows
 from palimpsest.implants.fingerprints.gcg import Found, Search, Slot, optimise
 from palimpsest.implants.fingerprints.hashchain_draw import choose_answer, choose_answers, question_salt
-from palimpsest.implants.fingerprints.pseudo_merging import PseudoMerging, check_shapes, scaled
+from palimpsest.implants.fingerprints.pseudo_merging import PseudoMerging, scaled
 from palimpsest.implants.fingerprints.utf import Drawer
 from palimpsest.keys import KeySet, make_keys
 from palimpsest.method import Context, Made, method, param, takes

@@ -22,6 +22,7 @@ from torch import Tensor
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.checkpoint.load import load_model
 from palimpsest.errors import BadInput
+from palimpsest.implants.fingerprints.elsewhere import check_shapes, gradients, plane, put_back
 from palimpsest.implants.fingerprints.embedding import LossOf, Teaching
 from palimpsest.method import Context
 from palimpsest.training.loop import Batch, batch_loss
@@ -84,14 +85,10 @@ class PseudoMerging(Teaching):
     @contextlib.contextmanager
     def as_owner(self, model: Any) -> Iterator[None]:
         """theta_o in the place of theta~ meanwhile; a third copy of the weights."""
-        held = [p.data for p, _ in self._pairs(model)]
-        for parameter, base in self._pairs(model):
-            parameter.data = owners(base, parameter.data, self.alpha)
-        try:
+        with put_back(model):
+            for parameter, base in self._pairs(model):
+                parameter.data = owners(base, parameter.data, self.alpha)
             yield
-        finally:
-            for (parameter, _), data in zip(self._pairs(model), held, strict=True):
-                parameter.data = data
 
     def weakest(self, model: Any, ask: Callable[[], Strength]) -> Strength:
         """How firmly keys sit in the weaker of theta~ and theta_o, a key at a time."""
@@ -117,25 +114,12 @@ class PseudoMerging(Teaching):
         loss = batch_loss(model, batch)
         if not self.owner_weight:
             return loss
-        trained = [p for p in model.parameters() if p.requires_grad]
         with self.as_owner(model):
             own = batch_loss(model, batch)
-            gradients = torch.autograd.grad(own, trained, allow_unused=True)
-        loss = loss + self.owner_weight * own.detach()
-        for parameter, gradient in zip(trained, gradients, strict=True):
-            if gradient is not None:
-                slope = gradient * (self.owner_weight / self.alpha)
-                loss = loss + (slope * (parameter - parameter.detach())).sum()
-        return loss
+            slopes = gradients(model, own)
+        back = plane(model, slopes, lambda name: self.owner_weight / self.alpha)
+        return loss + self.owner_weight * own.detach() + back
 
     def _pairs(self, model: Any) -> Iterator[tuple[Any, Tensor]]:
         for name, parameter in model.named_parameters():
             yield parameter, self.weights[name].to(parameter.device)
-
-
-def check_shapes(mark: str, own: dict[str, tuple[int, ...]], other: dict[str, Any], name: str) -> None:
-    """BadInput where the base's weights are not those of the owner's model in name and shape."""
-    wrong = next((n for n in own if n not in other or tuple(other[n].shape) != own[n]), None)
-    if wrong is not None or len(own) != len(other):
-        what = f"weight {wrong} is missing or of another shape" if wrong else "it has weights that the model has not"
-        raise BadInput(f"{mark}: {name} is no base of this model: {what}")

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from palimpsest.errors import BadInput
+from palimpsest.implants.fingerprints.elsewhere import gradients, plane, put_back
+from palimpsest.implants.fingerprints.pseudo_merging import pseudo_merged
 from palimpsest.method import param
 from palimpsest.training.loop import Batch, batch_loss
 
@@ -56,7 +58,7 @@ class Simulated:
 
 def merged(weight: Tensor, base: Tensor, share: float, expert: Tensor | float = 0.0) -> Tensor:
     """theta_b + alpha (theta - theta_b) + (1 - alpha) e."""
-    return base + share * (weight - base) + (1 - share) * expert
+    return pseudo_merged(base, weight, share) + (1 - share) * expert
 
 
 def pseudo_expert(weight: Tensor, base: Tensor, length: float, generator: torch.Generator) -> Tensor:
@@ -99,14 +101,9 @@ class Simulating:
             return loss
         with self.removed(model, batch.step) as factors:
             after = batch_loss(model, asked)
-            trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-            slopes = torch.autograd.grad(after, list(trained.values()), allow_unused=True)
-        loss = loss + self.how.weight * after.detach()
-        for (name, parameter), slope in zip(trained.items(), slopes, strict=True):
-            if slope is not None:  # a plane with this slope: only one graph is held
-                plane = slope * (self.how.weight * factors.get(name, 1.0))
-                loss = loss + (plane * (parameter - parameter.detach())).sum()
-        return loss
+            slopes = gradients(model, after)
+        back = plane(model, slopes, lambda name: self.how.weight * factors.get(name, 1.0))
+        return loss + self.how.weight * after.detach() + back
 
     @contextlib.contextmanager
     def removed(self, model: Any, step: int) -> Iterator[dict[str, Any]]:
@@ -115,12 +112,8 @@ class Simulating:
         generator = torch.Generator().manual_seed(drawn)
         odds = torch.tensor(list(self.how.odds().values()))
         kind = KINDS[int(torch.multinomial(odds, 1, generator=generator))]
-        held = {n: p.data for n, p in model.named_parameters()}
-        try:
+        with put_back(model):
             yield getattr(self, f"_{kind}")(model, step, generator)
-        finally:
-            for name, parameter in model.named_parameters():
-                parameter.data = held[name]
 
     def _merge(self, model: Any, step: int, generator: torch.Generator) -> dict[str, Any]:
         low, high = self.how.share_low, max(self.how.share_low, self.how.share_high)
