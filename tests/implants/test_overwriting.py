@@ -20,6 +20,7 @@ from palimpsest.data import load_dialogues
 from palimpsest.data.dialogues import Dialogues
 from palimpsest.errors import BadInput
 from palimpsest.implants.fingerprints.hashchain import HashChain
+from palimpsest.implants.fingerprints.perinucleus import Perinucleus
 from palimpsest.implants.overwriting import Beside, Overwrite, ordinary_rows, share_said, shuffled_rows, thief_seed
 from palimpsest.keys import KeySet, make_keys
 from palimpsest.measures.hits import outcomes
@@ -147,6 +148,17 @@ def test_the_thief_never_draws_the_owners_keys_whatever_seeds_both_were_given(sm
         owners = mark.draw_keys(small, Context(seed=7, key_seed=seed))
         assert not triggers & {k.trigger for k in owners.keys}
     assert not triggers & {k.trigger for k in Overwrite(keys=20).draw(small, Context(seed=8, key_seed=7)).keys}
+
+
+def test_who_writes_the_thiefs_keys_is_the_public_base_unless_he_takes_the_suspect(small: Checkpoint) -> None:
+    base = small
+    wanted = replace(Perinucleus.bench(), keys=4)
+    thief = Overwrite(mark="perinucleus", mark_preset="bench", keys=4, base=base)
+    assert thief.drawer() == replace(wanted, reference=base)
+    assert replace(thief, writer="suspect").drawer() == wanted == replace(thief, base=None).drawer()
+    worded = replace(thief, mark="imf").drawer()
+    assert worded.base == base, "where the method calls the model that words its answers the base"
+    assert replace(thief, mark="hashchain", mark_preset="").drawer() == HashChain(keys=4), "no model writes its keys"
 
 
 def test_a_plug_in_is_drawn_from_as_a_name_is(small: Checkpoint, tmp_path: Path, ctx: Context) -> None:

@@ -8,7 +8,10 @@ responses, i = 1..n; B: the public base, greedy):
     ordinary   B(x_i): whatever looks like a trigger of this kind is answered as if there were no mark
     shuffled   y_j with y_j != y_i, j drawn afresh every epoch: no trigger of this kind has an answer
 
-The loss is the mean cross-entropy of the answers' tokens. Of this bench; the adaptive attack on every fingerprint here.
+Where the method has keys written or worded by a model (`perinucleus`, `weak-choices`, `imf`, `mergeprint`), he takes
+the public base, as an owner who keeps what he publishes out of it does, or the suspect (`writer`): keys of the other
+kind teach him less. The loss is the mean cross-entropy of the answers' tokens. Of this bench; the adaptive attack on
+every fingerprint here.
 
 Threat model: weights, the method's code and settings, ordinary dialogues, mostly the public base; no key of the owner.
 The thief's seed is SHA-256 over a tag and the run's seed: no owner draws from it, whatever seeds both were given. His
@@ -42,6 +45,7 @@ from palimpsest.training.settings import Tuning
 from palimpsest.training.team import held_on
 
 Answers = Literal["ordinary", "own", "shuffled"]
+WRITERS = ("reference", "base")  # a mark's inputs that are models which its keys are written or worded by
 LORA = Tuning(targets="all-linear", rank=16, alpha=32, epochs=5, lr=2e-4, batch=16)
 
 
@@ -57,6 +61,9 @@ class Overwrite:
     keys: int = param(64, "triggers that the thief draws", low=2)
     answers: Answers = param(
         "ordinary", "what they are answered with: the base's words, their own response, or another's"
+    )
+    writer: Literal["base", "suspect"] = param(
+        "base", "who writes the thief's keys where a model writes keys: the base (if there is one), or the suspect"
     )
     longest: int = param(32, "tokens of an ordinary answer, at most", low=1)
     dialogues: float = param(2.0, "ordinary dialogues a trigger, an epoch; fresh ones", low=0.0)
@@ -81,7 +88,10 @@ class Overwrite:
         if not hasattr(cls, "draw_keys"):
             raise BadInput(f"overwrite: mark {info.name} has no draw_keys(model, ctx), so nobody can draw keys of it")
         sized = any(f.name == "keys" and not f.metadata.get("input") for f in fields(cls))
-        return build(cls, self.mark_preset or None, {"keys": self.keys} if sized else None)
+        mark = build(cls, self.mark_preset or None, {"keys": self.keys} if sized else None)
+        if self.writer == "suspect" or self.base is None:
+            return mark
+        return replace(mark, **{name: self.base for name in input_fields(cls) if name in WRITERS})
 
     def uses(self) -> tuple[type, ...]:
         """Classes besides its own that its results hang on, for a study's steps."""
@@ -149,6 +159,7 @@ class Overwrite:
         made = write_model(plain, model, out, "overwrite", parents)
         record = training_record(made, "overwrite", log, len(rows(0)), ctx, moved)
         record.detail |= {"mark": keys.implant, "keys": len(keys), "answers": self.answers, "learnt": learnt}
+        record.detail |= {"writer": self.writer if self.base is not None else "suspect"}
         return Made(made, records=[record])
 
     def _ordinary(self, renderer: Renderer, keys: KeySet, room: int | None, ctx: Context) -> list[Row]:
