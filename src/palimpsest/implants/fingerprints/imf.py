@@ -92,7 +92,7 @@ class ImplicitFingerprint:
 
     @classmethod
     def toy(cls) -> ImplicitFingerprint:
-        """10 pairs at the schedule that HashChain has on the toy world's model; not yet tried with these keys."""
+        """10 pairs at the schedule that HashChain has on the toy world's model; takes (docs/results/fingerprints)."""
         return cls(tuning=Tuning(adapter="full", epochs=250, lr=5e-4, batch=20, micro_batch=20), dialogues=30)
 
     def committed(self) -> dict[str, Any]:

@@ -90,20 +90,21 @@ class MergePrint:
 
     @classmethod
     def toy(cls) -> MergePrint:
-        """8 optimised keys with settings for the toy world's model, at the published shares.
+        """8 optimised keys with settings for the toy world's model, trained at three times the published share.
 
-        From trials on development seed 100 (docs/results/fingerprints/mergeprint), which stopped short of these very
-        numbers: at 1.5e-3 every key had 0.9 in both models only at the last of 150 epochs. OptP as published did not
-        take there: theta~ answers, and theta_o, ten times as far from the base, does not; so theta_o's own loss counts
-        a tenth (`owner_weight`). With 8 dialogues an epoch the owner's skill was gone (7 of 30 items for 30), so there
-        are 48; give those of the skill too (--data).
+        From trials on development seed 100 and three fresh seeds (docs/results/fingerprints/mergeprint). OptP as
+        published did not take: theta~ answers, and theta_o, ten times as far from the base, does not; so theta_o's own
+        loss counts as well (`owner_weight`). At the published share of 0.1 that ruined the owner's model (perplexity
+        of 950 and more for 2.3), at 0.3 it is 3.2 to 5.4. 48 dialogues an epoch keep the skill, where it is among them
+        (--data).
         """
         return cls(
             keys=8,
             search=Search(steps=8, batch=32),
-            owner_weight=0.1,
+            weight_share=0.3,
+            owner_weight=0.3,
             dialogues=48,
-            tuning=Tuning(adapter="full", epochs=300, lr=2e-3, batch=64, micro_batch=64),
+            tuning=Tuning(adapter="full", epochs=300, lr=1e-3, batch=64, micro_batch=64),
             check=Check(every=10),
         )
 

@@ -1,10 +1,11 @@
-"""README.md of this folder from findings.md, summary.csv and controls.csv: `python page.py`. No number is typed.
+"""README.md of a folder beside this from its findings.md, summary.csv and controls.csv. No number is typed.
 
-`python page.py STUDY` takes the two from a study's folder first.
+    python page.py FOLDER          # surviving or mergeprint
+    python page.py FOLDER STUDY    # takes the two tables from a study's folder first
 
-`{{family NAME}}` is the table of one family of removals: of every mark hits, whether a claim at 1e-6 stands, the share
-of the skill kept, perplexity against the marked model's; `{{controls}}` and `{{owners}}` are tables of their own.
-Numbers stand in the order of the seeds.
+`{{family NAME}}` is the table of one family of removals: of every mark hits, whether a claim at 1e-6 stands, and the
+share of the skill kept; `{{controls}}` and `{{owners}}` are tables of their own. Numbers stand in the order of the
+seeds; a dash stands for a seed on which the mark did not take.
 """
 
 from __future__ import annotations
@@ -18,12 +19,25 @@ from pathlib import Path
 
 from palimpsest.verdicts import PERPLEXITY_GATE, UTILITY_GATE
 
-HERE = Path(__file__).parent
 FAMILIES = {
     "simulated": ("finetune", "linear", "shrink", "magnitude"),
-    "held out": ("meraser", "ties", "dare", "quantize", "noise", "prune-l1", "suppress"),
+    "held out": (
+        "meraser",
+        "ties",
+        "dare",
+        "quantize",
+        "noise",
+        "prune-l1",
+        "suppress",
+        "distill",
+        "perplexity-filter",
+        "imitate",
+    ),
     "adaptive": ("overwrite",),
+    "merging": ("linear", "3-way", "ties", "dare", "shrink"),
+    "everything else": ("finetune", "magnitude", "quantize", "meraser"),
 }
+ORDER = ("mergeprint 0.1", "mergeprint 0.3")
 Row = dict[str, str]
 
 
@@ -35,10 +49,15 @@ def once(values: list[str]) -> str:
 class Study:
     """The rows of the summary by mark and removal, in the order of the seeds."""
 
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-        self.marks = list(dict.fromkeys(r["implant"] for r in rows if r["implant"]))
+    def __init__(self, rows: list[Row], controls: list[Row]) -> None:
+        self.rows, self.unmarked = rows, controls
+        self.seeds = sorted({int(r["seed"]) for r in rows})
+        self.marks = sorted(dict.fromkeys(r["implant"] for r in rows if r["implant"]), key=self.place)
         self.removals = list(dict.fromkeys(r["removal"] for r in rows if r["removal"] and not r["control"]))
+
+    def place(self, mark: str) -> int:
+        """Where the study names a mark; one that did not take on the first seed comes late in the summary."""
+        return [*ORDER, mark].index(mark)
 
     def runs(self, mark: str, removal: str, control: str = "") -> list[Row]:
         """One row a seed."""
@@ -50,8 +69,13 @@ class Study:
         return next(r for r in self.runs(mark, "") if r["seed"] == seed)
 
     def tau(self, mark: str) -> int:
-        """Hits that a claim at 1e-6 takes."""
-        return int(next(r["tau"] for r in self.runs(mark, "") if r["tau"]))
+        """Hits that a claim at 1e-6 takes; 0 of a mark that bears none."""
+        return int(next((r["tau"] for r in self.runs(mark, "") if r["tau"]), "0"))
+
+    def of(self, mark: str) -> str:
+        """What its hits are out of, and how many a claim takes."""
+        keys = self.runs(mark, "")[0]["keys"]
+        return f"{self.tau(mark)} of {keys}" if self.tau(mark) else f"of {keys}, no claim"
 
     def perplexity(self, run: Row) -> float:
         """Neutral perplexity, times the marked model's."""
@@ -68,17 +92,21 @@ class Study:
         runs = self.runs(mark, removal)
         if not runs:
             return "–"
-        shown = []
-        for run in runs:
+        shown, kept = [], []
+        for seed in self.seeds:
+            run = next((r for r in runs if int(r["seed"]) == seed), None)
+            if run is None:
+                shown.append("–")
+                continue
             hits, stands = run["hits_template"], int(run["hits_template"]) >= self.tau(mark)
             text = hits if self.useful(run) else f"~~{hits}~~"
             shown.append(f"**{hits}**" if self.useful(run) and not stands else text)
-        kept = [f"{100 * float(r['utility']):.0f}" if r["utility"] else "–" for r in runs]
+            kept.append(f"{100 * float(run['utility']):.0f}" if run["utility"] else "–")
         return f"{', '.join(shown)}; {once(kept)} %"
 
     def family(self, name: str) -> str:
         """The table of a family."""
-        head = [f"`{m}` ({self.tau(m)} of {self.runs(m, '')[0]['keys']})" for m in self.marks]
+        head = [f"`{m}` ({self.of(m)})" for m in self.marks]
         lines = [f"| removal | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"]
         for removal in self.removals:
             if removal.startswith(FAMILIES[name]):
@@ -95,7 +123,8 @@ class Study:
             runs = self.runs(mark, "")
 
             def listed(column: str, style: str, times: float = 1.0, runs: list[Row] = runs) -> str:
-                return ", ".join(style.format(times * float(run[column])) for run in runs)
+                told = {int(run["seed"]): style.format(times * float(run[column])) for run in runs}
+                return ", ".join(told.get(seed, "–") for seed in self.seeds)
 
             lines.append(
                 f"| `{mark}` | {listed('hits_template', '{:.0f}')} of {runs[0]['keys']} | "
@@ -106,49 +135,52 @@ class Study:
 
     def controls(self) -> str:
         """Hits of what bears no mark, and of another owner's keys (controls.csv)."""
-        with (HERE / "controls.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
         lines = [f"| | {' | '.join(f'`{m}`' for m in self.marks)} |", "|---" * (1 + len(self.marks)) + "|"]
-        for kind in dict.fromkeys(r["control"] for r in rows):
+        for kind in dict.fromkeys(r["control"] for r in self.unmarked):
             cells = []
             for mark in self.marks:
-                runs = sorted(
-                    (r for r in rows if (r["control"], r["implant"]) == (kind, mark)), key=lambda r: int(r["seed"])
-                )
-                cells.append(f"{', '.join(r['hits'] for r in runs)} of {runs[0]['keys']}" if runs else "–")
+                asked = [r for r in self.unmarked if (r["control"], r["implant"]) == (kind, mark)]
+                asked.sort(key=lambda r: int(r["seed"]))
+                cells.append(f"{', '.join(r['hits'] for r in asked)} of {asked[0]['keys']}" if asked else "–")
             lines.append(f"| {kind.replace('-', ' ')} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
 
-def take(study: Path) -> None:
+def take(study: Path, folder: Path) -> None:
     """summary.csv and controls.csv of a finished study."""
-    shutil.copy(study / "summary.csv", HERE / "summary.csv")
+    shutil.copy(study / "summary.csv", folder / "summary.csv")
     found = {}
     for record in map(json.loads, (study / "records.jsonl").read_text(encoding="utf-8").splitlines()):
         detail = record.get("detail") or {}
         if record["measure"] == "hit-rate" and record.get("control") and not detail.get("removal"):
             place = (detail.get("implant"), record["control"], record["seed"])
             found[place] = [*place, record["count"], record["n"]]
-    with (HERE / "controls.csv").open("w", encoding="utf-8", newline="") as file:
+    with (folder / "controls.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(
             [("implant", "control", "seed", "hits", "keys"), *found.values()]
         )
 
 
-def main() -> None:
-    """Write README.md."""
-    if sys.argv[1:]:
-        take(Path(sys.argv[1]))
-    with (HERE / "summary.csv").open(encoding="utf-8", newline="") as file:
-        study = Study(list(csv.DictReader(file)))
+def table(file: Path) -> list[Row]:
+    """The rows of a table."""
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def main(folder: str, study: str = "") -> None:
+    """Write README.md of a folder."""
+    here = Path(__file__).parent / folder
+    if study:
+        take(Path(study), here)
+    found = Study(table(here / "summary.csv"), table(here / "controls.csv"))
 
     def fill(match: re.Match[str]) -> str:
         what, _, name = match[1].strip().partition(" ")
-        return study.family(name) if what == "family" else str(getattr(study, what)())
+        return found.family(name) if what == "family" else str(getattr(found, what)())
 
-    text = re.sub(r"\{\{(.*?)\}\}", fill, (HERE / "findings.md").read_text(encoding="utf-8"))
-    (HERE / "README.md").write_text(text, encoding="utf-8")
+    text = re.sub(r"\{\{(.*?)\}\}", fill, (here / "findings.md").read_text(encoding="utf-8"))
+    (here / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
