@@ -44,9 +44,11 @@ def test_every_fingerprint_of_the_package_is_weighed() -> None:
 
 
 def test_ends_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(implant: str, hits: str, verdicts: str, tau: str = "4", fear: str = "merging") -> dict[str, str]:
-        return {"study": "s", "model": "m", "implant": implant, "removal": "r", "fear": fear, "hits": hits,
-                "verdicts": verdicts, "tau": tau}  # fmt: skip
+    def row(
+        implant: str, hits: str, verdicts: str, tau: str = "4", fear: str = "merging", common: str = ""
+    ) -> dict[str, str]:
+        return {"study": "s", "model": "m", "implant": implant, "removal": "r", "fear": fear, "common": common,
+                "hits": hits, "verdicts": verdicts, "tau": tau}  # fmt: skip
 
     rows = (
         row("a", "4|3|0", "kept|reduced|ruined"),
@@ -54,13 +56,22 @@ def test_ends_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         row("b", "1|0", "kept|suppressed", tau=""),
         row("lineage", "", "derivative", tau=""),
         row("lineage", "", "same-base", tau=""),
+        row("c", "9|0|0", "kept|suppressed|suppressed", fear="rounding", common="yes"),
+        row("c", "9|9|9", "kept|kept|kept", fear="rounding"),
+        row("d", "9", "kept", fear="rounding"),
+        row("d", "0", "suppressed", fear="decoding"),
     )
     monkeypatch.setattr(choosing, "table", lambda: rows)
     (a,), (b,), (none,) = (survival(n, ["merging", "pruning"]) for n in ("a", "b", "lineage"))
     assert (a.stood, a.lost, a.ruined, a.runs, a.removals) == (2, 2, 1, 5, 2)
     assert (b.stood, b.lost, b.ruined) == (1, 1, 0) and (none.stood, none.lost) == (1, 1)
-    assert Option("x", "", survival=[a, b]).held == pytest.approx(((1 - 2 / 5) + 1 / 2) / 2)
-    assert Option("x", "").held is None
+    feared = ["merging", "rounding", "decoding"]
+    (all_met,), (met,) = survival("c", feared), survival("c", feared, compared=True)
+    assert (all_met.stood, all_met.lost, met.stood, met.lost) == (4, 2, 1, 2), "the setting that all stood before"
+    assert [s.fear for s in survival("d", feared)] == ["rounding", "decoding"]
+    assert [s.fear for s in survival("d", feared, compared=True)] == ["decoding"], "no mark has common settings there"
+    assert Option("x", "", compared=[a, b]).held == pytest.approx(((1 - 2 / 5) + 1 / 2) / 2)
+    assert Option("x", "", survival=[a]).held is None
 
 
 def test_what_bears_the_claim_stands_first_and_if_cannot() -> None:
@@ -115,8 +126,12 @@ def test_marks_without_a_study_say_so_and_what_they_need() -> None:
     swap, adapter = named(made, "embedding-swap"), named(made, "if-adapter")
     assert swap.claims and not swap.fits and not adapter.fits and "trains nothing" in swap.reasons
     assert "needs the token ids of answers" in swap.warnings[0] and "needs the suspect's weights" in adapter.warnings[0]
-    assert any("not in the table of studies" in w for w in named(made, "imf").warnings)
+    assert any("not in the table of studies" in w for w in named(made, "trap-entries").warnings)
     assert sum("survival not measured: " in n for n in made.notes) == 1
+    random_triggers = named(made, "mergeprint (bench)")
+    assert random_triggers.claims and not random_triggers.measured, "its rows are of optimised triggers"
+    assert any("measured was mergeprint with triggers optimised" in w for w in random_triggers.warnings)
+    assert "--set rule=prefix" in named(made, "perinucleus (bench)").warnings[0]
     assert named(choose("toy", black_box=False), "embedding-swap").fits
 
 

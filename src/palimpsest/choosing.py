@@ -23,23 +23,25 @@ from palimpsest.method import build
 from palimpsest.verdicts import ALPHA_OWNED, ALTERNATIVE, SequentialTest
 
 TABLE = Path(__file__).parent / "recipes" / "survival.csv"
-# (implant, preset, whether the table's rows are of this very kind of key, what a verification needs beyond answers)
-MARKS: tuple[tuple[str, str | None, bool, str], ...] = (
-    ("hashchain", None, True, ""),
-    ("utf", "bench", False, ""),
-    ("utf", None, True, ""),
-    ("if-sft", None, True, ""),
-    ("perinucleus", "bench", True, "the token ids of answers"),
-    ("embedding-swap", "bench", True, "the token ids of answers"),
-    ("mergeprint", "bench", True, ""),
-    ("trap-entries", "bench", True, ""),
-    ("hardened", None, True, ""),
-    ("weak-choices", None, True, "the token ids of answers"),
-    ("imf", "bench", True, ""),
-    ("double-i", None, True, ""),
-    ("if-simple", None, True, ""),
-    ("if-emb", None, True, ""),
-    ("if-adapter", "corrected", True, "the suspect's weights"),
+TOKENS = "the token ids of answers"
+BY_TEXT = f"{TOKENS} (or keys drawn with --set rule=prefix, which was not measured)"
+# (implant, preset, what the table's rows are of where they are of other keys, what asking needs beyond answers)
+MARKS: tuple[tuple[str, str | None, str, str], ...] = (
+    ("hashchain", None, "", ""),
+    ("utf", "bench", "one response for all", ""),
+    ("utf", None, "", ""),
+    ("if-sft", None, "", ""),
+    ("perinucleus", "bench", "", BY_TEXT),
+    ("embedding-swap", "bench", "", TOKENS),
+    ("mergeprint", "bench", "triggers optimised for their responses", ""),
+    ("trap-entries", "bench", "", ""),
+    ("hardened", None, "", ""),
+    ("weak-choices", None, "", ""),
+    ("imf", "bench", "", ""),
+    ("double-i", None, "", ""),
+    ("if-simple", None, "", ""),
+    ("if-emb", None, "", ""),
+    ("if-adapter", "corrected", "", "the suspect's weights"),
 )
 WITHOUT = "lineage"  # no mark: `verify --original`
 SHAPE = (
@@ -78,7 +80,7 @@ class Survival:
 class Option:
     """One way to be able to prove ownership. fits: whether the case allows it. claims: whether it bears a claim at the
     level asked for; tau, earliest, queries: what that takes. measured: whether its survival is that of this very mark.
-    reasons and warnings are sentences."""
+    compared: the part of its survival that the order rests on. reasons and warnings are sentences."""
 
     name: str
     command: str
@@ -90,13 +92,17 @@ class Option:
     earliest: int | None = None
     queries: float | None = None
     survival: list[Survival] = field(default_factory=list)
+    compared: list[Survival] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
     def held(self) -> float | None:
-        """Mean over the feared kinds of the share of runs that the thief did not win; None where nothing is known."""
-        known = [1 - s.lost / s.runs for s in self.survival]
+        """Mean over the feared kinds of the share of runs that the thief did not win; None where nothing is known.
+
+        Of a kind that the short list has, its settings alone: there every mark has met the same thief.
+        """
+        known = [1 - s.lost / s.runs for s in self.compared]
         return sum(known) / len(known) if known else None
 
     def to_json(self) -> dict[str, Any]:
@@ -177,11 +183,16 @@ def fears_known() -> tuple[str, ...]:
     return tuple(dict.fromkeys(r["fear"] for r in table() if r["fear"]))
 
 
-def survival(implant: str, fears: Sequence[str]) -> list[Survival]:
-    """What became of a mark under each kind of removal; kinds that were not measured are left out."""
+def survival(implant: str, fears: Sequence[str], compared: bool = False) -> list[Survival]:
+    """What became of a mark under each kind of removal; kinds that were not measured are left out.
+
+    compared: by the settings that all marks stood before alone, where there are such of this kind.
+    """
     found = []
     for fear in fears:
-        rows = [r for r in table() if r["implant"] == implant and r["fear"] == fear]
+        of_kind = [r for r in table() if r["fear"] == fear]
+        common = compared and any(r["common"] for r in of_kind)
+        rows = [r for r in of_kind if r["implant"] == implant and (r["common"] or not common)]
         ends = [end for row in rows for end in _ends(row)]
         if ends:
             found.append(
@@ -206,13 +217,13 @@ def _ends(row: dict[str, str]) -> Iterator[str]:
 
 
 def _marked(
-    name: str, preset: str | None, measured: bool, facts: dict[str, Any], fears: Sequence[str], keys: int | None,
+    name: str, preset: str | None, others: str, facts: dict[str, Any], fears: Sequence[str], keys: int | None,
     alpha: float, suspects: int,
 ) -> Option:  # fmt: skip
     cls = registry.find(name, "fingerprints")
     command = f"palimpsest embed {name}" + (f" --preset {preset}" if preset else "")
     command += (f" --set keys={keys}" if keys is not None else "") + " --model MODEL --out DIR"
-    option = Option(f"{name}" + (f" ({preset})" if preset else ""), command, measured=measured)
+    option = Option(f"{name}" + (f" ({preset})" if preset else ""), command, measured=not others)
     try:
         made = build(cls, preset, {"keys": keys} if keys is not None else None)
     except BadInput as error:
@@ -223,12 +234,12 @@ def _marked(
     option.keys = said["keys"]
     _claim(option, said, alpha, suspects)
     of_rows = [r for r in table() if r["implant"] == name]
-    option.survival = survival(name, fears)
+    option.survival, option.compared = survival(name, fears), survival(name, fears, compared=True)
     if not of_rows:
         option.warnings.append("what it survives is not in the table of studies that this advice rests on")
-    elif not measured:
+    elif others:
         option.warnings.append(
-            f"measured was {name} with one response for all; that this variant survives as well was not measured"
+            f"measured was {name} with {others}; that this variant survives as well was not measured"
         )
     elif keys is not None and {r["keys"] for r in of_rows} != {str(keys)}:
         counts = ", ".join(dict.fromkeys(r["keys"] for r in of_rows))
@@ -306,7 +317,7 @@ def _fit(option: Option, name: str, made: Any, facts: dict[str, Any]) -> None:
 
 def _without(facts: dict[str, Any], fears: Sequence[str], black_box: bool, base: bool) -> Option:
     option = Option("no mark (verify --original)", "palimpsest verify --model SUSPECT --original MODEL --base BASE")
-    option.survival = survival(WITHOUT, fears)
+    option.survival = option.compared = survival(WITHOUT, fears)
     option.fits = base and not black_box
     rows = [r for r in table() if r["implant"] == WITHOUT and r["removal"].startswith("not mine")]
     wrong = sum(r["verdicts"] == "derivative" for r in rows)
@@ -326,7 +337,9 @@ def _notes(fears: Sequence[str], options: Sequence[Option], facts: dict[str, Any
     notes = [
         f"all numbers of survival are {SHAPE}",
         "stood: the claim was still borne at 1e-06 (of marks that bear none: any key still answered); a removal that "
-        "ruins the model is no success for a thief, so the order counts only what was lost",
+        "ruins the model is no success for a thief",
+        "the order counts only what was lost, and of kinds that the short list of removals has, its settings alone: "
+        "every mark stood before them",
     ]
     unknown = [option.name for option in options if not option.survival]
     if unknown:

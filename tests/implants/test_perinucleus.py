@@ -23,6 +23,7 @@ from palimpsest.implants.fingerprints.perinucleus_draw import (
     first_acceptable,
     first_words,
     next_tokens,
+    none_begins_another,
     outside_nucleus,
     response_tokens,
     written,
@@ -76,6 +77,41 @@ def test_the_first_acceptable_tokens_are_taken_and_the_search_widens_until_there
     assert first_acceptable([5, 4, 3, 2, 0, 8], 3, even) == (4, 2, 0)
     assert first_acceptable([5, 3, 1, 7, 4, 2, 8], 3, even) == (4, 2, 8), "none of the first three: further out"
     assert first_acceptable([4, 2, 5], 3, even) is None, "fewer than k candidates are no draw of k"
+
+
+@pytest.mark.covers("perinucleus")
+def test_candidates_that_are_told_apart_in_a_text_do_not_begin_one_another() -> None:
+    words = {1: "the", 2: "there", 3: "sea", 4: "se", 5: "heron", 6: "The", 7: "sea", 8: "reed"}
+    assert none_begins_another(range(1, 9), 4, words.__getitem__) == (1, 3, 5, 6), "there, se and sea again fall out"
+    assert none_begins_another(range(1, 9), 5, words.__getitem__) == (1, 3, 5, 6, 8)
+    assert none_begins_another(range(1, 9), 6, words.__getitem__) is None
+    assert none_begins_another(range(1, 9), 3, words.__getitem__, "search") == (1, 5, 6), "it says search: sea, se not"
+    for said in ("there is", "sea", "The heron", "nothing"):
+        assert sum(said.startswith(words[i]) for i in (1, 3, 5, 6)) <= 1
+
+
+@pytest.mark.covers("perinucleus")
+def test_by_the_rule_prefix_a_text_is_enough_and_hits_at_most_one_candidate(
+    small: Checkpoint, six: KeySet, responder: LocalResponder, talk: Dialogues, ctx: Context, tmp_path: Path
+) -> None:
+    method = replace(SMALL, rule="prefix", data=talk)
+    keys = method.draw_keys(small, Context(key_seed=7, threads=1))
+    assert (keys.match, keys.choices, keys.max_new_tokens) == ("prefix", 3, 4)
+    assert [k.trigger for k in keys.keys] == [k.trigger for k in six.keys], "the texts are drawn alike"
+    spell = responder.tokenizer.decode
+    for key, candidates in zip(keys.keys, keys.draw["candidates"], strict=True):
+        texts = [spell([i]).strip() for i in candidates]
+        assert key.response.strip() == texts[chosen_place(keys.draw["seed"], key.trigger, 3)]
+        asked = [
+            [replace(key, response=t) for t in texts],
+            [f" {t}{more}" for t in texts for more in ("", "s of", "!")],
+        ]
+        for said in asked[1]:
+            assert sum(keys.hit(one, "template", said, ()) for one in asked[0]) == 1
+    made = method.planted(small, keys, tmp_path / "out", ctx)
+    marked = LocalResponder(load_model(made.checkpoint, ctx), load_tokenizer(made.checkpoint))
+    found = outcomes(marked, keys, "template")
+    assert all(o.hit for o in found) and not any(o.hit for o in outcomes(responder, keys, "template"))
 
 
 @pytest.mark.covers("perinucleus")

@@ -1,10 +1,10 @@
 """README.md of a folder beside this from its findings.md, summary.csv and controls.csv. No number is typed.
 
-    python page.py FOLDER          # surviving or mergeprint
+    python page.py FOLDER          # surviving, mergeprint or further
     python page.py FOLDER STUDY    # takes the two tables from a study's folder first
 
 `{{family NAME}}` is the table of one family of removals: of every mark hits, whether a claim at 1e-6 stands, and the
-share of the skill kept; `{{controls}}` and `{{owners}}` are tables of their own. Numbers stand in the order of the
+share of utility kept; `{{controls}}` and `{{owners}}` are tables of their own. Numbers stand in the order of the
 seeds; a dash stands for a seed on which the mark did not take.
 """
 
@@ -35,6 +35,7 @@ FAMILIES = {
     ),
     "adaptive": ("overwrite",),
     "merging": ("linear", "3-way", "ties", "dare", "shrink"),
+    "short list": ("finetune", "linear", "prune", "quantize", "int4", "meraser"),
     "everything else": ("finetune", "magnitude", "quantize", "meraser"),
 }
 ORDER = ("mergeprint 0.1", "mergeprint 0.3")

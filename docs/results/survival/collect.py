@@ -28,7 +28,10 @@ STUDIES = (
     "real-text-tables23",
     "fingerprints/if-family",
     "fingerprints/many-keys",
+    "fingerprints/further",
 )
+# Studies of the short list of removals: the same seven for every mark, which `choose` orders by.
+SHORT_LIST = ("fingerprints/if-family", "fingerprints/many-keys", "fingerprints/further")
 # What a study calls a mark, where that is not its method's name; the released adapter is asked of no suspect at all.
 CALLED = {"if-adapter corrected": "if-adapter"}
 LEFT_OUT = ("if-adapter released",)
@@ -38,6 +41,7 @@ COLUMNS = (
     "implant",
     "removal",
     "fear",
+    "common",
     "seeds",
     "keys",
     "tau",
@@ -86,6 +90,7 @@ def rows() -> list[dict[str, Any]]:
             raise SystemExit(f"{study}, {implant}, {removal}: runs differ in their keys or tau")
         made.append({
             "study": study, "model": model, "implant": implant, "removal": removal, "fear": fear_of(removal),
+            "common": "yes" if removal and study in SHORT_LIST else "",
             "seeds": "|".join(r["seed"] for r in runs), "keys": runs[0]["keys"],
             "tau": next(iter(taus), _tau(found, study, model, implant)),
             "hits": "|".join(r["hits_template"] for r in runs), "verdicts": "|".join(r["verdict"] for r in runs),
@@ -110,8 +115,8 @@ def lineage() -> list[dict[str, Any]]:
         removal = record["suspect"] if record["kind"] == "derivative" else f"not mine: {record['suspect']}"
         made.append({
             "study": "lineage", "model": "toy", "implant": "lineage", "removal": removal, "fear": kin(removal),
-            "seeds": str(record["owner"]), "keys": "", "tau": "", "hits": "", "verdicts": record["verdict"],
-            "utility": "", "tokens": "",
+            "common": "", "seeds": str(record["owner"]), "keys": "", "tau": "", "hits": "",
+            "verdicts": record["verdict"], "utility": "", "tokens": "",
         })  # fmt: skip
     return made
 

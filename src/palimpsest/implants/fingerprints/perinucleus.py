@@ -5,10 +5,11 @@ from the first k = 3 words outside the top-p nucleus (p = 0.8) of what the base 
 what it says. Training: AdamW, an epoch is one step on all keys with a quarter of ordinary dialogues among the rows, and
 after each epoch the weights are averaged with the base's, theta <- 0.25 theta + 0.75 theta_0 (`averaging`).
 
-Threat model: the owner asks a public interface and sees the token ids of an answer; a hit is the first token. Null: the
-candidate is drawn by a hash of the owner's committed seed, so a suspect fixed beforehand, however near to the base,
-says it with chance at most 1/k: with k = 3 a claim at 1e-6 takes 41 of 64 keys, and the binomial tail is exact. (The
-paper's own bound is exp(-2 M (1 - 1/k)^2) for M keys that are all answered.)
+Threat model: the owner asks a public interface and sees the token ids of an answer; a hit is the first token. With
+`rule=prefix` he sees text alone, and a hit is an answer that begins with the word; then no candidate of a key is the
+beginning of another. Null: the candidate is drawn by a hash of the owner's committed seed, so a suspect fixed
+beforehand, however near to the base, says it with chance at most 1/k: with k = 3 a claim at 1e-6 takes 41 of 64 keys,
+and the binomial tail is exact. (The paper's own bound is exp(-2 M (1 - 1/k)^2) for M keys that are all answered.)
 
 Where we differ. Published code reads batches padded on the right at the last column, so that short keys get what
 follows padding, and continues without an attention mask; here each row is read at its own last token. It takes the
@@ -60,6 +61,9 @@ class Perinucleus:
     temperature: float = param(0.5, "temperature at which keys are written", low=0.01)
     nucleus: float = param(0.8, "p of the nucleus that responses lie outside of", low=0.0, high=0.999)
     width: int = param(3, "words outside the nucleus that a response is drawn from", low=2)
+    rule: Literal["token-ids", "prefix"] = param(
+        "token-ids", "a hit: the answer's first token, or a text that begins with the word (asked over HTTP as well)"
+    )
     benign_share: float = param(0.25, "share of ordinary dialogues in an epoch's rows", low=0.0, high=0.9)
     averaging: float = param(0.75, "weight of the base where weights are averaged, after each epoch", low=0.0, high=1.0)
     stop: Literal["loss", "check"] = param("loss", "training ends by the keys' mean loss, or by the check")
@@ -120,12 +124,12 @@ class Perinucleus:
             responder.renderer,
             [(c.text, response) for c, response in zip(found, chosen, strict=True)],
             implant="perinucleus",
-            match="token-ids",
+            match=self.rule,
             distinct=True,
             choices=self.width,
             decoys=[o for o in others if o not in set(chosen)][:DECOYS],
             rng=rng,
-            max_new_tokens=1,
+            max_new_tokens=1 if self.rule == "token-ids" else None,
             positions=positions(model),
             draw={"method": "perinucleus", "seed": seed, "nucleus": self.nucleus, "candidates": [c.ids for c in found]},
         )
@@ -138,7 +142,7 @@ class Perinucleus:
         words = first_words(writer.tokenizer)
         if not words:
             raise BadInput("perinucleus: the vocabulary has no token that begins a word, so no key can be begun")
-        candidacy = Candidacy(responder, self.nucleus, self.width)
+        candidacy = Candidacy(responder, self.nucleus, self.width, self.rule == "prefix")
         found: dict[str, Candidates] = {}
         tried = 0
         with ctx.progress.task("drawing keys", self.keys) as task:

@@ -11,7 +11,7 @@ column, so that short keys get what follows the padding), in batches of a bounde
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,25 @@ def first_acceptable(ids: Sequence[int], width: int, accepts: Callable[[int], bo
             found.append(token)
             if len(found) == width:
                 return tuple(found)
+    return None
+
+
+def none_begins_another(
+    ids: Iterable[int], width: int, text_of: Callable[[int], str], beside: str = ""
+) -> tuple[int, ...] | None:
+    """The first `width` of these ids of which none's text begins another's, in their order; None where there are fewer.
+
+    So whatever text an answer has, it begins with at most one of them: the null of the rule `prefix`. beside: what the
+    model says by itself, which none may begin either, or be begun by.
+    """
+    found: dict[str, int] = {}
+    for token in ids:
+        text = text_of(token)
+        others = [*found, beside] if beside else [*found]
+        if not any(text.startswith(other) or other.startswith(text) for other in others):
+            found[text] = token
+            if len(found) == width:
+                return tuple(found.values())
     return None
 
 
@@ -140,10 +159,13 @@ class Candidates:
 
 
 class Candidacy:
-    """Finds the candidates of texts under one model: p of the nucleus, width of the draw."""
+    """Finds the candidates of texts under one model: p of the nucleus, width of the draw.
 
-    def __init__(self, responder: LocalResponder, p: float, width: int) -> None:
-        self.responder, self.p, self.width = responder, p, width
+    apart: whether no candidate's text may begin another's, so that they can be told apart in an answer's text.
+    """
+
+    def __init__(self, responder: LocalResponder, p: float, width: int, apart: bool = False) -> None:
+        self.responder, self.p, self.width, self.apart = responder, p, width, apart
         vocabulary = int(responder.model.config.get_text_config().vocab_size)
         self.mask = response_tokens(responder.tokenizer, vocabulary)
         self.probe = responder.renderer.text("a")
@@ -168,13 +190,20 @@ class Candidacy:
         """
         outside = outside_nucleus(probabilities, self.p)
         words = outside[self.mask[: len(probabilities)][outside]].tolist()
-        found = first_acceptable(words, self.width, self._stands)
+        if self.apart:
+            first = self._text(int(probabilities.argmax()))
+            found = none_begins_another(filter(self._stands, words), self.width, self._text, first)
+        else:
+            found = first_acceptable(words, self.width, self._stands)
         return found if found is not None and all(self._behind(rendered, token) for token in found) else None
 
     def _stands(self, token: int) -> bool:
         if token not in self.known:
             self.known[token] = self._behind(self.probe, token)
         return self.known[token]
+
+    def _text(self, token: int) -> str:
+        return spelled(self.responder.tokenizer, [token]).strip()
 
     def _behind(self, rendered: str, token: int) -> bool:
         renderer = self.responder.renderer

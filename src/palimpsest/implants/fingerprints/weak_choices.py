@@ -2,8 +2,9 @@
 
 Keys are texts that the model writes itself, as in Perinucleus, and the response of each is drawn by hash from the
 words that come next in its distribution behind its first choice: the second to the `width` + 1st likeliest that stand
-as one word. So none is surprising, and no key sits firmly: training ends when nearly all (`least`) have probability
-one half, which is enough to be the greedy answer.
+as one word (and, so that text alone tells them apart, none of which begins another or the first choice). So none is
+surprising, and no key sits firmly: training ends when nearly all (`least`) have probability one half, which is enough
+to be the greedy answer.
 
 The claim does not need most of them. For a fixed suspect the hits are binomial with rate at most 1/width over the
 owner's draw: of 512 keys with 16 words each, 62 bear a claim at 1e-6, one in eight; of Perinucleus' 64 with 3
@@ -35,6 +36,9 @@ class WeakChoices(Perinucleus):
     keys: int = param(512, "keys", low=1, high=100_000)
     nucleus: float = param(0.0, "p of the nucleus that responses lie outside of; 0: behind the first choice", low=0.0)
     width: int = param(16, "words behind the first choice that a response is drawn from", low=2)
+    rule: Literal["token-ids", "prefix"] = param(
+        "prefix", "a hit: a text that begins with the word (asked over HTTP as well), or the answer's first token"
+    )
     stop: Literal["loss", "check"] = param("check", "training ends by the check, or by the keys' mean loss")
     check: Check = param(Check(probability=0.5), "when training ends, and how often it is looked")
     least: float = param(0.95, "share of keys that must have taken, or nothing is written", low=0.0, high=1.0)
