@@ -77,7 +77,8 @@ def test_ends_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_bears_the_claim_stands_first_and_if_cannot() -> None:
     made = choose("toy")
     bearing = [o.name for o in made.options if o.claims and o.fits]
-    assert bearing[0] == "hashchain" and set(bearing) == {
+    assert bearing[0] == "weak-choices" and set(bearing) == {
+        "weak-choices",
         "hashchain",
         "utf (bench)",
         "mergeprint (bench)",
@@ -87,7 +88,10 @@ def test_what_bears_the_claim_stands_first_and_if_cannot() -> None:
     }
     chain, one_word = named(made, "hashchain"), named(made, "if-sft")
     assert chain.tau == threshold(10, 1 / 256, 1e-6) == 4 and chain.earliest == 3
-    assert made.options[0] is chain and any("10 of 10" not in r and "4 of 10 keys" in r for r in chain.reasons)
+    assert any("10 of 10" not in r and "4 of 10 keys" in r for r in chain.reasons)
+    first = made.options[0]
+    assert first.tau == threshold(512, 1 / 16, 1e-6) == 62 and first.held == 1 > (chain.held or 0)
+    assert any("surviving.md" in w for w in first.warnings), "what it costs, and which thief takes it"
     assert not one_word.claims and any(
         "one response for all triggers is one observation" in w for w in one_word.warnings
     )
@@ -146,7 +150,8 @@ def test_bad_words_are_named() -> None:
 
 def test_the_command_prints_reasons_and_json() -> None:
     shown = CliRunner().invoke(app, ["choose", "--model", "toy", "--fear", "merging"])
-    assert shown.exit_code == 0 and "1. hashchain" in shown.output and "bears no such claim" in shown.output
+    assert shown.exit_code == 0 and "1. weak-choices" in shown.output and "bears no such claim" in shown.output
     found = CliRunner().invoke(app, ["choose", "--model", "toy", "--json"])
     options = json.loads(found.stdout)["choice"]["options"]
-    assert options[0]["name"] == "hashchain" and options[0]["tau"] == 4 and options[0]["survival"][0]["stood"] >= 0
+    assert options[0]["name"] == "weak-choices" and options[0]["tau"] == 62
+    assert all(s["stood"] >= 0 for o in options for s in o["survival"]) and options[0]["compared"]

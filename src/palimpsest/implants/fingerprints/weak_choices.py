@@ -18,7 +18,7 @@ texts with the same base and train towards its first choices; that is what the r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from palimpsest.checkpoint import Checkpoint
 from palimpsest.implants.fingerprints.embedding import Check
@@ -56,6 +56,11 @@ class WeakChoices(Perinucleus):
             least=0.9,
             tuning=Tuning(adapter="full", epochs=80, lr=1e-2, batch=64, micro_batch=64, weight_decay=1e-4),
         )
+
+    def committed(self) -> dict[str, Any]:
+        """What a claim will rest on (fields of `verdicts.Ask`)."""
+        note = "What it costs its owner, and which thief takes it, stands in docs/fingerprints/surviving.md."
+        return {**super().committed(), "note": note}
 
     def _drawn(self, model: Checkpoint, ctx: Context) -> tuple[KeySet, float]:
         keys, likely = super()._drawn(model, ctx)
