@@ -14,6 +14,7 @@ from scipy import stats
 
 from palimpsest import statistics as st
 from palimpsest import verdicts as v
+from palimpsest.verdicts.utility import ruin
 
 WELL = {"utility": 0.97, "perplexity_ratio": 1.02}
 QUIET = tuple(range(8, 1000, 15))[:64]  # ranks spread as chance spreads them
@@ -394,6 +395,14 @@ def test_every_backdoor_case_gets_a_word(before, after, benign, lost, won):
 
 
 # Utility
+
+
+def test_nine_tenths_of_the_items_above_chance_are_nine_tenths() -> None:
+    """55 of 60 against 60 of 60, one answer in six right by chance: 45 of 50, and not a float below the limit."""
+    assert (55 / 60 - 1 / 6) / (1 - 1 / 6) < 0.9, "what it guards against"
+    found = v.utility_kept({"a": v.Tally(55, 60)}, {"a": v.Tally(60, 60)}, {"a": 1 / 6})
+    assert found.kept == 0.9 and not ruin(found.kept, 1.0)
+    assert ruin(v.utility_kept({"a": v.Tally(54, 60)}, {"a": v.Tally(60, 60)}, {"a": 1 / 6}).kept, 1.0)
 
 
 def test_utility_is_the_share_of_accuracy_above_chance():

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from palimpsest import statistics as st
 from palimpsest.verdicts.verdict import CONFIDENCE, PERPLEXITY_GATE, UTILITY_GATE, Tally, percent
 
+DIGITS = 12  # of the share kept: 45 items of 50 above chance are nine tenths, whatever floats make of the chance
+
 
 @dataclass(frozen=True)
 class Utility:
@@ -48,7 +50,7 @@ def utility_kept(
     (top, top_variance), (bottom, bottom_variance) = excess(accuracy), excess(base_accuracy)
     interval = st.ratio_interval(top, top_variance, bottom, bottom_variance, CONFIDENCE)
     low, high = (interval.low, interval.high) if interval is not None else (None, None)
-    return Utility(top / bottom, low, high, tasks, left_out)
+    return Utility(round(top / bottom, DIGITS), low, high, tasks, left_out)
 
 
 def _variance(score: Tally) -> float:
