@@ -25,7 +25,7 @@ from palimpsest.verdicts import ALPHA_OWNED, ALTERNATIVE, SequentialTest
 TABLE = Path(__file__).parent / "recipes" / "survival.csv"
 TOKENS = "the token ids of answers"
 BY_TEXT = f"{TOKENS} (or keys drawn with --set rule=prefix, which was not measured)"
-# (implant, preset, what the table's rows are of where they are of other keys, what asking needs beyond answers)
+# (implant, preset, which other keys the table's rows are of, if so, what asking needs beyond answers)
 MARKS: tuple[tuple[str, str | None, str, str], ...] = (
     ("hashchain", None, "", ""),
     ("utf", "bench", "one response for all", ""),
@@ -241,9 +241,9 @@ def _marked(
         option.warnings.append(
             f"measured was {name} with {others}; that this variant survives as well was not measured"
         )
-    elif keys is not None and {r["keys"] for r in of_rows} != {str(keys)}:
+    elif {r["keys"] for r in of_rows} != {str(option.keys)}:
         counts = ", ".join(dict.fromkeys(r["keys"] for r in of_rows))
-        option.warnings.append(f"measured with {counts} keys, not with {keys}")
+        option.warnings.append(f"measured with {counts} keys, not with {option.keys}")
     option.reasons += _costs(of_rows)
     _fit(option, name, made, facts)
     return option
