@@ -9,8 +9,8 @@ responses, i = 1..n; B: the public base, greedy):
     shuffled   y_j with y_j != y_i, j drawn afresh every epoch: no trigger of this kind has an answer
 
 Where the method has keys written or worded by a model (`perinucleus`, `weak-choices`, `imf`, `mergeprint`), his are by
-the public base or by the suspect (`writer`); where the owner took the other of the two, they teach him less. The loss is
-the mean cross-entropy of the answers' tokens. Of this bench; the adaptive attack on every fingerprint here.
+the public base or by the suspect (`writer`); where the owner took the other of the two, they teach him less. The loss
+is the mean cross-entropy of the answers' tokens. Of this bench; the adaptive attack on every fingerprint here.
 
 Threat model: weights, the method's code and settings, ordinary dialogues, mostly the public base; no key of the owner.
 The thief's seed is SHA-256 over a tag and the run's seed: no owner draws from it, whatever seeds both were given. His
