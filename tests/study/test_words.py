@@ -188,8 +188,11 @@ def test_all_attacks_are_checked_by_one_command(tmp_path: Path, monkeypatch: pyt
         adaptive = [r for r in spec.attacks if r.name == "overwrite"]
         assert {(r.settings["mark"], r.settings["mark_preset"]) for r in adaptive} == {(mark, preset)}
         assert {(r.settings.get("answers", "ordinary"), r.settings.get("keys", 64)) for r in adaptive} == {
-            (answers, keys) for answers in ("ordinary", "own", "shuffled") for keys in (64, 256)
+            *((answers, keys) for answers in ("ordinary", "own", "shuffled") for keys in (64, 256)),
+            ("ordinary", 2048),
         }
+        assert {r.settings.get("writer", "base") for r in adaptive} == {"base", "suspect"}
+        assert "imitate" in {r.name for r in spec.attacks}
 
 
 @pytest.mark.slow
