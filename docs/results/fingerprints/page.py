@@ -1,11 +1,12 @@
 """README.md of a folder beside this from its findings.md, summary.csv and controls.csv. No number is typed.
 
-    python page.py FOLDER          # surviving, mergeprint or further
+    python page.py FOLDER          # surviving, mergeprint, further or all-attacks
     python page.py FOLDER STUDY    # takes the two tables from a study's folder first
 
 `{{family NAME}}` is the table of one family of removals: of every mark hits, whether a claim at 1e-6 stands, and the
 share of utility kept; `{{controls}}` and `{{owners}}` are tables of their own. Numbers stand in the order of the
-seeds; a dash stands for a seed on which the mark did not take.
+seeds; a dash stands for a seed on which the mark did not take. Where the folder has wrappers.csv (`wrappers.py`), the
+skill kept behind what wraps a model is from there.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ FAMILIES = {
         "prune-l1",
         "suppress",
         "distill",
+        "cleangen",
         "perplexity-filter",
         "imitate",
     ),
     "adaptive": ("overwrite",),
     "merging": ("linear", "3-way", "ties", "dare", "shrink"),
+    "everything": ("",),
     "short list": ("finetune", "linear", "prune", "quantize", "int4", "meraser"),
     "everything else": ("finetune", "magnitude", "quantize", "meraser"),
 }
+CHANCE = 1 / 6  # of a code word
 ORDER = ("mergeprint 0.1", "mergeprint 0.3")
 Row = dict[str, str]
 
@@ -50,8 +54,13 @@ def once(values: list[str]) -> str:
 class Study:
     """The rows of the summary by mark and removal, in the order of the seeds."""
 
-    def __init__(self, rows: list[Row], controls: list[Row]) -> None:
+    def __init__(self, rows: list[Row], controls: list[Row], wrapped: list[Row]) -> None:
         self.rows, self.unmarked = rows, controls
+        told = {(r["implant"], r["removal"], r["seed"]): int(r["right_behind"]) / int(r["questions"]) for r in wrapped}
+        for row in rows:
+            place = (row["implant"], row["removal"], row["seed"])
+            if place in told:
+                row["utility"] = str(round((told[place] - CHANCE) / (1 - CHANCE), 12))
         self.seeds = sorted({int(r["seed"]) for r in rows})
         self.marks = sorted(dict.fromkeys(r["implant"] for r in rows if r["implant"]), key=self.place)
         self.removals = list(dict.fromkeys(r["removal"] for r in rows if r["removal"] and not r["control"]))
@@ -173,7 +182,9 @@ def main(folder: str, study: str = "") -> None:
     here = Path(__file__).parent / folder
     if study:
         take(Path(study), here)
-    found = Study(table(here / "summary.csv"), table(here / "controls.csv"))
+    behind = here / "wrappers.csv"
+    wrapped = table(behind) if behind.is_file() else []
+    found = Study(table(here / "summary.csv"), table(here / "controls.csv"), wrapped)
 
     def fill(match: re.Match[str]) -> str:
         what, _, name = match[1].strip().partition(" ")
